@@ -1,0 +1,1 @@
+"""What runs: one module a command, and the configuration, records, storage and tracking they share."""

@@ -1,0 +1,185 @@
+"""The one place that loads model weights.
+
+Nothing is unpickled: a checkpoint is safetensors, or a PyTorch file read with ``weights_only=True``. A model is
+named either by the packages' own names (a SAM2 hub name, an open_clip architecture) or by a folder that holds
+its architecture:
+
+* SAM2: ``sam2.json`` with the keys ``config`` (a Hydra configuration of the sam2 package) and ``overrides``.
+* CLIP: ``open_clip_config.json``, the format of open_clip's ``local-dir:`` schema.
+"""
+
+import hashlib
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES, build_sam2
+from sam2.modeling.sam2_base import SAM2Base
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+# Parts of SAM2 that only video tracking uses; a checkpoint for images may leave them out.
+VIDEO_PARTS = (
+    "memory_attention.",
+    "memory_encoder.",
+    "mask_downsample.",
+    "obj_ptr_proj.",
+    "obj_ptr_tpos_proj.",
+    "maskmem_tpos_enc",
+    "no_mem_pos_enc",
+    "no_obj_ptr",
+    "no_obj_embed_spatial",
+)
+
+
+class WeightsError(ValueError):
+    """A checkpoint that cannot be used; the message is one line and names the file and the mend."""
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_sha256(path: Path, expected: str) -> None:
+    """Raise WeightsError unless the file's SHA-256 is the expected one."""
+    found = file_sha256(path)
+    if found != expected.lower():
+        raise WeightsError(
+            f"{path.name}: sha256 is {found}, not the configured {expected}; fetch the file again or correct sha256"
+        )
+
+
+def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a checkpoint by name, on the CPU.
+
+    Understands safetensors and PyTorch files, also with the tensors under ``model`` (SAM2) or ``state_dict``
+    (open_clip training), and keys that a distributed wrapper prefixed with ``module.``.
+
+    Raises:
+        WeightsError: the file is missing, truncated, or holds anything but tensors.
+    """
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such checkpoint; give the path of an existing file")
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
+        raise WeightsError(f"{path.name}: not a whole checkpoint ({_first_line(error)}); fetch it again") from error
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path.name}: holds pickled objects beside tensors and is not loaded; save the bare state dict"
+            " as safetensors"
+        ) from error
+    for key in ("model", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise WeightsError(f"{path.name}: not a state dict of tensors; save the model's state_dict()")
+    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def load_sam2(
+    model: str | Path, checkpoint: Path | None, *, device: str | torch.device = "cpu", seed: int = 0
+) -> SAM2Base:
+    """A SAM2 image model in evaluation mode.
+
+    Args:
+        model: a hub name of the sam2 package (``facebook/sam2.1-hiera-tiny``), or a folder with ``sam2.json``.
+        checkpoint: weights file; None builds the model with random weights drawn from ``seed``.
+        device: where the model is put.
+        seed: for the random weights only.
+
+    Raises:
+        WeightsError: the model's name is unknown, or the checkpoint does not fit it.
+    """
+    config, overrides = _sam2_architecture(model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = build_sam2(config, None, device="cpu", hydra_overrides_extra=overrides)
+    if checkpoint is not None:
+        state = read_state_dict(checkpoint)
+        missing, unexpected = network.load_state_dict(_as_float32(state), strict=False)
+        missing = [name for name in missing if not name.startswith(VIDEO_PARTS)]
+        _check_keys(checkpoint, str(model), missing, unexpected)
+    return network.to(device).requires_grad_(False)
+
+
+def load_clip(
+    model: str | Path, checkpoint: Path | None, *, device: str | torch.device = "cpu", seed: int = 0
+) -> open_clip.CLIP | open_clip.CustomTextCLIP:
+    """A CLIP model in evaluation mode, float32.
+
+    Args:
+        model: an architecture of open_clip (``ViT-B-16``), or a folder with ``open_clip_config.json``.
+        checkpoint: weights file in any layout open_clip converts; None draws random weights from ``seed``.
+        device: where the model is put.
+        seed: for the random weights only.
+
+    Raises:
+        WeightsError: the architecture is unknown, or the checkpoint does not fit it.
+    """
+    name = _clip_name(model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = open_clip.create_model(name, load_weights=False, pretrained_image=False, pretrained_text=False)
+    if checkpoint is not None:
+        # open_clip converts the layouts of other projects; the read here only makes sure the file is whole and safe.
+        read_state_dict(checkpoint)
+        try:
+            open_clip.load_checkpoint(network, str(checkpoint), strict=True, weights_only=True)
+        except (RuntimeError, KeyError) as error:
+            raise WeightsError(
+                f"{checkpoint.name}: does not fit {model} ({_first_line(error)}); choose the model it was trained as"
+            ) from error
+    return network.to(device).eval().requires_grad_(False)
+
+
+def load_tokenizer(model: str | Path) -> Any:
+    """open_clip's tokenizer of a CLIP model: a callable from texts to int64 [N, context length]."""
+    return open_clip.get_tokenizer(_clip_name(model))
+
+
+def _sam2_architecture(model: str | Path) -> tuple[str, list[str]]:
+    folder = Path(model)
+    if (folder / "sam2.json").is_file():
+        architecture = json.loads((folder / "sam2.json").read_text())
+        return architecture["config"], list(architecture["overrides"])
+    if str(model) in HF_MODEL_ID_TO_FILENAMES:
+        return HF_MODEL_ID_TO_FILENAMES[str(model)][0], []
+    known = ", ".join(HF_MODEL_ID_TO_FILENAMES)
+    raise WeightsError(f"{model}: unknown SAM2 model; use starter, a folder with sam2.json, or one of {known}")
+
+
+def _clip_name(model: str | Path) -> str:
+    if (Path(model) / "open_clip_config.json").is_file():
+        return f"local-dir:{model}"
+    if str(model) in open_clip.list_models():
+        return str(model)
+    raise WeightsError(
+        f"{model}: unknown CLIP model; use starter, a folder with open_clip_config.json, or an architecture of"
+        " open_clip.list_models()"
+    )
+
+
+def _as_float32(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+
+
+def _check_keys(checkpoint: Path, model: str, missing: list[str], unexpected: list[str]) -> None:
+    if missing or unexpected:
+        example = (missing or unexpected)[0]
+        raise WeightsError(
+            f"{checkpoint.name}: does not fit {model}: {len(missing)} tensors missing, {len(unexpected)} not known"
+            f" (such as {example}); choose the model it was trained as"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
