@@ -1,0 +1,218 @@
+"""The one configuration tree: typed, every key documented, defaults for a laptop."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import UsageError
+
+Focus = Literal["none", "masked_image", "attention", "both"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StorageSection(Section):
+    """Object storage. Credentials come from the usual AWS environment variables and profile, never from here."""
+
+    s3_endpoint: str | None = Field(None, description="URL of an S3 service other than AWS; else AWS_ENDPOINT_URL")
+    s3_region: str | None = Field(None, description="region of the bucket; else AWS_REGION or AWS_DEFAULT_REGION")
+    cache: str = Field("~/.cache/medfocus", description="folder on each node where fetched weights are kept")
+
+
+class ClusterSection(Section):
+    """Where the work runs."""
+
+    address: str | None = Field(
+        None, description="Ray address: 'auto' for the cluster this machine belongs to; empty starts one here"
+    )
+    cpus: int | None = Field(None, ge=1, description="CPUs of a cluster started here; all of them when empty")
+
+
+class PackSection(Section):
+    """How images become shards."""
+
+    rows_per_shard: int = Field(256, ge=1, description="most images in a shard")
+    bytes_per_shard: int = Field(128 << 20, ge=1 << 10, description="most bytes of encoded images in a shard")
+
+
+class DecodeSection(Section):
+    """What an image may be."""
+
+    max_pixels: int = Field(100_000_000, ge=1, description="more pixels than this are refused before decoding")
+
+
+class SegmentSection(Section):
+    """Region finding with SAM2."""
+
+    model: str = Field("starter", description="starter, a sam2 hub name such as facebook/sam2.1-hiera-tiny, or a folder")
+    weights: str | None = Field(
+        None, description="local path, s3:// URI or hub name; empty means the weights that belong to the model"
+    )
+    sha256: str | None = Field(None, pattern="^[0-9a-fA-F]{64}$", description="expected SHA-256 of the weights file")
+    points_per_side: int = Field(8, ge=1, le=64, description="points of the prompt grid along each side")
+    regions: int = Field(3, ge=1, le=16, description="best candidate masks whose union is the focus mask")
+    min_area: float = Field(0.0005, ge=0, lt=1, description="smallest share of the image a region may cover")
+    max_area: float = Field(0.5, gt=0, le=1, description="largest share of the image a region may cover")
+    prior_area: float = Field(0.02, gt=0, lt=1, description="share of the image that a region most likely covers")
+    prior_spread: float = Field(1.5, gt=0, description="width of the area prior, in natural logarithms of the share")
+    min_stability: float = Field(0.5, ge=0, le=1, description="candidates less stable than this are dropped")
+    max_overlap: float = Field(0.7, gt=0, le=1, description="a candidate that overlaps a better one by more IoU is dropped")
+    batch_size: int = Field(8, ge=1, description="images in one pass of the encoder")
+    prompts_per_pass: int = Field(256, ge=1, description="points times images in one pass of the mask decoder")
+
+    @model_validator(mode="after")
+    def _areas_in_order(self) -> "SegmentSection":
+        if self.min_area >= self.max_area:
+            raise ValueError(f"min_area {self.min_area} must be below max_area {self.max_area}")
+        return self
+
+
+class ClipSection(Section):
+    """The frozen CLIP."""
+
+    model: str = Field("starter", description="starter, an open_clip architecture such as ViT-B-16, an hf-hub: name, or a folder")
+    weights: str | None = Field(
+        None, description="local path, s3:// URI or open_clip tag such as openai; empty means the model's own"
+    )
+    sha256: str | None = Field(None, pattern="^[0-9a-fA-F]{64}$", description="expected SHA-256 of the weights file")
+    cut: int = Field(5, ge=1, description="blocks below the cut are frozen; their output tokens are kept as features")
+    batch_size: int = Field(32, ge=1, description="images in one pass of the tower")
+
+
+class ModelSection(Section):
+    """The learned part: prompts above the cut."""
+
+    focus: Focus = Field("both", description="how the mask guides: none, masked_image, attention or both")
+    visual_prompts: int = Field(4, ge=0, le=64, description="learned visual tokens a block above the cut")
+    text_context: int = Field(4, ge=0, le=16, description="learned context vectors added to the template's words")
+    template: str = Field(
+        "a medical image showing {}", pattern=r"\{\}", description="sentence whose {} is replaced by the class"
+    )
+
+
+class TrainSection(Section):
+    """Prompt tuning."""
+
+    workers: int = Field(1, ge=1, description="training processes")
+    epochs: int = Field(40, ge=1, description="most passes over the training rows")
+    batch_size: int = Field(32, ge=1, description="rows a step on each worker")
+    learning_rate: float = Field(5e-3, gt=0, description="AdamW's peak learning rate, decayed to 0 by a cosine")
+    weight_decay: float = Field(1e-3, ge=0, description="AdamW's weight decay")
+    contrastive_weight: float = Field(0.5, ge=0, le=1, description="lambda: share of the contrastive term in the loss")
+    validation_share: float = Field(0.2, gt=0, lt=1, description="share of the labelled rows kept for early stopping")
+    patience: int = Field(10, ge=1, description="epochs without a better validation loss before stopping")
+
+
+class ScoreSection(Section):
+    """Scoring an archive."""
+
+    accept_at: float = Field(0.5, ge=0, le=1, description="confidence from which a prediction is accepted; below: refer")
+    max_quarantined: float = Field(0.05, ge=0, le=1, description="share of quarantined rows above which score exits 3")
+
+
+class EvaluateSection(Section):
+    """Metrics."""
+
+    resamples: int = Field(1000, ge=10, description="bootstrap resamples behind each 95 % interval")
+    calibration_bins: int = Field(15, ge=2, description="equal-width confidence bins of the calibration error")
+
+
+class TrackingSection(Section):
+    """MLflow. The store is MLFLOW_TRACKING_URI, else SQLite in the work folder."""
+
+    experiment: str = Field("medfocus", min_length=1, description="MLflow experiment of the runs")
+
+
+class Config(Section):
+    """Everything a run depends on."""
+
+    work: str = Field("work", description="folder for what a run keeps on this machine: tracking store, checkpoints")
+    seed: int = Field(0, ge=0, description="seed of every random choice")
+    storage: StorageSection = StorageSection()
+    cluster: ClusterSection = ClusterSection()
+    pack: PackSection = PackSection()
+    decode: DecodeSection = DecodeSection()
+    segment: SegmentSection = SegmentSection()
+    clip: ClipSection = ClipSection()
+    model: ModelSection = ModelSection()
+    train: TrainSection = TrainSection()
+    score: ScoreSection = ScoreSection()
+    evaluate: EvaluateSection = EvaluateSection()
+    tracking: TrackingSection = TrackingSection()
+
+
+def load_config(file: str | None = None, settings: Sequence[str] = ()) -> Config:
+    """Defaults, then the YAML file, then each ``section.key=value`` in order.
+
+    Raises:
+        UsageError: the file cannot be read, or a key is unknown, or a value is out of its range.
+    """
+    tree: dict[str, Any] = {}
+    if file is not None:
+        tree = _read_yaml(Path(file))
+    for setting in settings:
+        key, separator, text = setting.partition("=")
+        if not separator or not key:
+            raise UsageError(f"--set {setting}: expected section.key=value")
+        _assign(tree, key.strip().split("."), _parse_value(setting, text))
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UsageError(_one_line(error)) from error
+
+
+def documented_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """Every key with its default and description, in the order of the tree."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from documented_keys(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field.default, field.description or ""
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UsageError(f"--config {path}: {error.strerror}; give the path of a YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config {path}: not YAML ({str(error).splitlines()[0]}); correct the file") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UsageError(f"--config {path}: expected sections with keys, found {type(content).__name__}")
+    return content
+
+
+def _parse_value(setting: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"--set {setting}: the value is not YAML; quote it") from error
+
+
+def _assign(tree: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        branch = tree.setdefault(key, {})
+        if not isinstance(branch, dict):
+            raise UsageError(f"{'.'.join(keys)}: {key} is a value, not a section")
+        tree = branch
+    tree[keys[-1]] = value
+
+
+def _one_line(error: ValidationError) -> str:
+    """The first problem of a validation error, as one line with the mend."""
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, [name for name, _, _ in documented_keys()], n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else "; medfocus --help lists the keys"
+        return f"{key}: unknown configuration key{hint}"
+    message = problem["msg"][0].lower() + problem["msg"][1:]
+    return f"{key}: {message}, found {problem['input']!r}; correct it in --config or --set"

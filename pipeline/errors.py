@@ -1,0 +1,19 @@
+"""Errors a user sees: one line that names the thing and the mend, and the exit code that goes with it."""
+
+
+class MedFocusError(Exception):
+    """The command failed (exit 1)."""
+
+    exit_code = 1
+
+
+class UsageError(MedFocusError):
+    """The call or the configuration is wrong; nothing was started (exit 2)."""
+
+    exit_code = 2
+
+
+class TooManyQuarantined(MedFocusError):
+    """Done, but more rows were quarantined than the configuration allows (exit 3)."""
+
+    exit_code = 3

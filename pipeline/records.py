@@ -1,0 +1,113 @@
+"""Record schemas: what a shard row, a feature row, a prediction and a quarantined row are.
+
+The name and version of a schema travel in the Parquet metadata; a reader refuses what it does not know.
+"""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import UsageError
+
+VERSION = "1"
+_NAME_KEY, _VERSION_KEY = b"medfocus.record", b"medfocus.version"
+
+
+def _record(name: str, fields: list[pa.Field]) -> pa.Schema:
+    return pa.schema(fields, metadata={_NAME_KEY: name.encode(), _VERSION_KEY: VERSION.encode()})
+
+
+_WHO = [
+    pa.field("image_id", pa.string(), nullable=False),
+    pa.field("patient_id", pa.string()),
+    pa.field("site", pa.string()),
+]
+
+SHARD = _record(
+    "shard",
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("image", pa.binary(), nullable=False),
+        pa.field("media_type", pa.string(), nullable=False),
+        pa.field("label", pa.string()),
+        pa.field("patient_id", pa.string()),
+        pa.field("site", pa.string()),
+        pa.field("source_uri", pa.string(), nullable=False),
+        pa.field("sha256", pa.string(), nullable=False),
+    ],
+)
+
+PREDICTION = _record(
+    "prediction",
+    [
+        *_WHO,
+        pa.field("label", pa.string(), nullable=False),
+        pa.field("probabilities", pa.list_(pa.float32()), nullable=False),
+        pa.field("confidence", pa.float32(), nullable=False),
+        pa.field("decision", pa.string(), nullable=False),
+        pa.field("mask", pa.struct([("size", pa.list_(pa.int32(), 2)), ("counts", pa.string())]), nullable=False),
+        pa.field("mask_score", pa.float32(), nullable=False),
+        pa.field("model_version", pa.string(), nullable=False),
+    ],
+)
+
+QUARANTINE = _record(
+    "quarantine",
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("source_uri", pa.string(), nullable=False),
+        pa.field("stage", pa.string(), nullable=False),
+        pa.field("error", pa.string(), nullable=False),
+        pa.field("message", pa.string(), nullable=False),
+    ],
+)
+
+
+def feature_schema(tokens: int, width: int, region: bool) -> pa.Schema:
+    """Schema of feature rows of a tower with ``tokens`` tokens (CLS first) of ``width``.
+
+    ``region_tokens`` holds the tokens of the image outside of whose focus mask all is grey; it is there when the
+    model's ``focus`` is ``masked_image`` or ``both``.
+    """
+    kept = pa.fixed_shape_tensor(pa.float16(), [tokens, width])
+    fields = [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("label", pa.string(), nullable=False),
+        pa.field("patient_id", pa.string()),
+        pa.field("site", pa.string()),
+        pa.field("tokens", kept, nullable=False),
+        pa.field("focus", pa.fixed_shape_tensor(pa.float16(), [tokens - 1]), nullable=False),
+        pa.field("model_key", pa.string(), nullable=False),
+    ]
+    if region:
+        fields.append(pa.field("region_tokens", kept, nullable=False))
+    return _record("feature", fields)
+
+
+def check_record(schema: pa.Schema, expected: pa.Schema, name: str) -> None:
+    """Raise UsageError unless a file's schema is the expected record in a version this code reads.
+
+    Args:
+        schema: what the file has.
+        expected: one of the schemas above.
+        name: of the file, for the message.
+    """
+    metadata = schema.metadata or {}
+    record, version = metadata.get(_NAME_KEY, b"").decode(), metadata.get(_VERSION_KEY, b"").decode()
+    wanted = expected.metadata[_NAME_KEY].decode()
+    if record != wanted:
+        raise UsageError(f"{name}: holds {record or 'no MedFocus'} rows, expected {wanted} rows; give another path")
+    if version != VERSION:
+        raise UsageError(f"{name}: {wanted} rows of schema version {version}, this is {VERSION}; write them again")
+    for field in expected:
+        if field.name not in schema.names:
+            raise UsageError(f"{name}: column {field.name} is missing; write the {wanted} rows again")
+        if not schema.field(field.name).type.equals(field.type):
+            found = schema.field(field.name).type
+            raise UsageError(f"{name}: column {field.name} is {found}, expected {field.type}; write it again")
+
+
+def encode(table: pa.Table) -> bytes:
+    """A table as one Parquet file in memory, so that a file is written whole or not at all."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", use_dictionary=["label", "site", "media_type"])
+    return sink.getvalue().to_pybytes()

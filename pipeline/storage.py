@@ -1,0 +1,164 @@
+"""The one storage module: a path is a local path or an ``s3://`` URI.
+
+Writes are whole or absent: a local file is renamed into place, an S3 object appears when its upload is complete.
+Endpoint and region come from the configuration or the usual AWS variables, credentials from the usual chain
+(environment, profile, instance) only.
+"""
+
+import json
+import os
+import re
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as pafs
+
+from pipeline.config import StorageSection
+from pipeline.errors import MedFocusError
+
+_AWS_CODE = re.compile(r"AWS Error (\w+)")
+_MENDS = {
+    "NO_SUCH_BUCKET": "the bucket does not exist; create it or correct the name",
+    "INVALID_ACCESS_KEY_ID": "the access key is not known; correct AWS_ACCESS_KEY_ID or the profile",
+    "SIGNATURE_DOES_NOT_MATCH": "the secret key does not fit the access key; correct AWS_SECRET_ACCESS_KEY",
+    "INVALID_SIGNATURE": "the secret key does not fit the access key; correct AWS_SECRET_ACCESS_KEY",
+    "EXPIRED_TOKEN": "the credentials have expired; renew them and start again",
+    "ACCESS_DENIED": "access denied; check the credentials and their policy",
+    "NETWORK_CONNECTION": "the service does not answer; check storage.s3_endpoint or AWS_ENDPOINT_URL",
+}
+
+
+class StorageError(MedFocusError):
+    """Storage that cannot be used; the message is one line and names the location and the mend."""
+
+
+@dataclass(frozen=True)
+class Location:
+    """A place in storage. Made by ``locate``; picklable, so that it can travel to workers."""
+
+    filesystem: pafs.FileSystem
+    path: str
+    uri: str
+
+    def __truediv__(self, name: str) -> "Location":
+        return Location(self.filesystem, f"{self.path.rstrip('/')}/{name}", f"{self.uri.rstrip('/')}/{name}")
+
+    def exists(self) -> bool:
+        return self._info().type != pafs.FileType.NotFound
+
+    def is_folder(self) -> bool:
+        return self._info().type == pafs.FileType.Directory
+
+    def files(self, suffix: str = "", recursive: bool = False) -> list[str]:
+        """Names below this place, sorted, relative to it; empty where there is no such place."""
+        selector = pafs.FileSelector(self.path, recursive=recursive, allow_not_found=True)
+        prefix = self.path.rstrip("/") + "/"
+        found = self._try(lambda: self.filesystem.get_file_info(selector))
+        names = [info.path.removeprefix(prefix) for info in found if info.type == pafs.FileType.File]
+        return sorted(name for name in names if name.endswith(suffix))
+
+    def read(self) -> bytes:
+        def read() -> bytes:
+            with self.filesystem.open_input_stream(self.path) as stream:
+                return stream.read()
+
+        return self._try(read)
+
+    def write(self, content: bytes) -> None:
+        """Write the whole content; a reader sees all of it or nothing."""
+        if isinstance(self.filesystem, pafs.LocalFileSystem):
+            self._try(lambda: _write_local(Path(self.path), content))
+            return
+
+        def write() -> None:
+            with self.filesystem.open_output_stream(self.path, compression=None) as stream:
+                stream.write(content)
+
+        self._try(write)
+
+    def read_json(self) -> Any:
+        return json.loads(self.read())
+
+    def write_json(self, content: Any) -> None:
+        self.write(json.dumps(content, indent=1, sort_keys=True).encode() + b"\n")
+
+    def delete(self) -> None:
+        """Remove the file, or the folder with all below it; what is not there is no error."""
+        info = self._info()
+        if info.type == pafs.FileType.Directory:
+            self._try(lambda: self.filesystem.delete_dir(self.path))
+        elif info.type == pafs.FileType.File:
+            self._try(lambda: self.filesystem.delete_file(self.path))
+
+    def _info(self) -> pafs.FileInfo:
+        return self._try(lambda: self.filesystem.get_file_info(self.path))
+
+    def _try(self, call: Any) -> Any:
+        try:
+            return call()
+        except OSError as error:
+            raise StorageError(f"{self.uri}: {_reason(error)}") from error
+
+
+def locate(uri: str, config: StorageSection) -> Location:
+    """The location of a local path or an ``s3://bucket/key`` URI.
+
+    Raises:
+        StorageError: the URI has another scheme or no bucket.
+    """
+    if "://" not in uri:
+        path = str(Path(uri).expanduser().absolute())
+        return Location(pafs.LocalFileSystem(), path, path)
+    scheme, _, rest = uri.partition("://")
+    if scheme != "s3" or not rest.strip("/"):
+        raise StorageError(f"{uri}: not a local path or s3://bucket/prefix URI; correct it")
+    return Location(_s3(config), rest.rstrip("/"), uri.rstrip("/"))
+
+
+def s3_endpoint(config: StorageSection) -> str | None:
+    """Endpoint URL in force: the configuration's, else the environment's; None means AWS."""
+    return config.s3_endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+
+
+def _s3(config: StorageSection) -> pafs.S3FileSystem:
+    options: dict[str, Any] = {
+        "connect_timeout": 5,
+        "request_timeout": 60,
+        "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=5),
+        "background_writes": False,
+    }
+    region = config.s3_region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    if region:
+        options["region"] = region
+    endpoint = s3_endpoint(config)
+    if endpoint:
+        scheme, _, host = endpoint.rpartition("://")
+        options |= {"endpoint_override": host.rstrip("/"), "scheme": scheme or "https"}
+        options.setdefault("region", "us-east-1")
+    return pafs.S3FileSystem(**options)
+
+
+def _write_local(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with draft.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _reason(error: OSError) -> str:
+    """One line that says what went wrong and what to do."""
+    code = _AWS_CODE.search(str(error))
+    if code and code.group(1) in _MENDS:
+        return _MENDS[code.group(1)]
+    text = error.strerror or str(error).strip().splitlines()[0]
+    if isinstance(error, FileNotFoundError):
+        return "no such file or folder; correct the path"
+    return f"{text}; check that the place exists and may be used"

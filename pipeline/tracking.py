@@ -1,0 +1,107 @@
+"""Runs in MLflow: one experiment, one run a command, owned by the driver."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.data.code_dataset_source import CodeDatasetSource
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.entities import RunStatus
+from mlflow.exceptions import MlflowException
+
+from pipeline.config import Config
+from pipeline.errors import MedFocusError
+
+# MLflow refuses longer parameter values.
+_LONGEST_PARAMETER = 6000
+
+
+class TrackingError(MedFocusError):
+    """A tracking store that cannot be used; the message names it and the mend."""
+
+
+def tracking_uri(config: Config) -> str:
+    """``MLFLOW_TRACKING_URI``, else SQLite in the work folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(config.work).absolute() / 'mlflow.db'}"
+
+
+def connect(config: Config) -> str:
+    """Point MLflow at the store and make the experiment if needed; returns the experiment's id.
+
+    Raises:
+        TrackingError: the store does not answer.
+    """
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    # A store that is down is told after seconds, not after MLflow's minutes of retries.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    uri = tracking_uri(config)
+    artifacts = None
+    if uri.startswith("sqlite:///"):
+        work = Path(config.work).absolute()
+        work.mkdir(parents=True, exist_ok=True)
+        artifacts = (work / "mlartifacts").as_uri()
+    mlflow.set_tracking_uri(uri)
+    try:
+        experiment = mlflow.get_experiment_by_name(config.tracking.experiment)
+        if experiment is not None:
+            return str(experiment.experiment_id)
+        return str(mlflow.create_experiment(config.tracking.experiment, artifact_location=artifacts))
+    except MlflowException as error:
+        reason = str(error).splitlines()[0][:160]
+        raise TrackingError(
+            f"MLflow at {uri}: {reason}; start the server or correct MLFLOW_TRACKING_URI"
+        ) from error
+
+
+@contextmanager
+def run(command: str, config: Config, *, resume: str | None = None) -> Iterator[mlflow.ActiveRun]:
+    """One MLflow run for one command; ``resume`` continues the run of an interrupted call.
+
+    The configuration is logged as parameters. A run that ends by an exception is marked FAILED, one that is
+    interrupted KILLED.
+    """
+    experiment = connect(config)
+    if resume is not None and not _known(resume):
+        resume = None
+    with mlflow.start_run(run_id=resume, experiment_id=None if resume else experiment, run_name=command) as active:
+        mlflow.set_tag("medfocus.command", command)
+        if resume is None:
+            mlflow.log_params(_flat(config.model_dump()))
+        try:
+            yield active
+        except KeyboardInterrupt:
+            mlflow.end_run(RunStatus.to_string(RunStatus.KILLED))
+            raise
+
+
+def log_dataset(name: str, digest: str, context: str) -> None:
+    """Log which data the run read: a name and the digest of its content.
+
+    The digest is the first 36 characters MLflow keeps; paths stay out, they may tell who the data is about.
+    """
+    source = CodeDatasetSource(tags={"medfocus.digest": digest})
+    mlflow.log_input(MetaDataset(source, name=name, digest=digest[:36]), context=context)
+
+
+def _known(run_id: str) -> bool:
+    try:
+        mlflow.get_run(run_id)
+    except MlflowException:
+        return False
+    return True
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = str(value)[:_LONGEST_PARAMETER]
+    return flat
