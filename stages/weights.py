@@ -10,12 +10,16 @@ its architecture:
 
 import hashlib
 import json
+import logging
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
+from hydra import compose
 from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES, build_sam2
 from sam2.modeling.sam2_base import SAM2Base
 from safetensors import SafetensorError
@@ -85,6 +89,12 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     return {name.removeprefix("module."): tensor for name, tensor in content.items()}
 
 
+def sam2_image_size(model: str | Path) -> int:
+    """Side in pixels of the square image a SAM2 model takes, without building it."""
+    config, overrides = _sam2_architecture(model)
+    return int(compose(config_name=config, overrides=overrides).model.image_size)
+
+
 def load_sam2(
     model: str | Path, checkpoint: Path | None, *, device: str | torch.device = "cpu", seed: int = 0
 ) -> SAM2Base:
@@ -126,7 +136,7 @@ def load_clip(
         WeightsError: the architecture is unknown, or the checkpoint does not fit it.
     """
     name = _clip_name(model)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _without_root_warnings():
         torch.manual_seed(seed)
         network = open_clip.create_model(name, load_weights=False, pretrained_image=False, pretrained_text=False)
     if checkpoint is not None:
@@ -166,6 +176,18 @@ def _clip_name(model: str | Path) -> str:
         f"{model}: unknown CLIP model; use starter, a folder with open_clip_config.json, or an architecture of"
         " open_clip.list_models()"
     )
+
+
+@contextmanager
+def _without_root_warnings() -> Iterator[None]:
+    """open_clip warns on the root logger that it loads no weights; here they are loaded in a step of their own."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
 
 
 def _as_float32(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

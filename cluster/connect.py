@@ -1,0 +1,62 @@
+"""Connecting to Ray: the cluster this machine belongs to, or one started here for the length of a command."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# Before Ray is imported: nothing is reported outside, and workers keep to what they are asked.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+
+import ray
+from ray.data import DataContext
+
+
+class ClusterError(Exception):
+    """No cluster; the message is one line and says what to do."""
+
+
+@contextmanager
+def connected(address: str | None, cpus: int | None) -> Iterator[dict[str, float]]:
+    """Be connected to Ray, quietly; yields the cluster's resources.
+
+    Args:
+        address: of a running cluster (``auto`` for the one this machine belongs to); None starts one here.
+        cpus: of a cluster started here; None takes all.
+
+    Raises:
+        ClusterError: there is no cluster at the address.
+    """
+    if ray.is_initialized():  # a caller's own connection, left as it is
+        _quiet_data()
+        yield ray.cluster_resources()
+        return
+    try:
+        ray.init(
+            address=address,
+            num_cpus=cpus if address is None else None,
+            include_dashboard=False if address is None else None,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            configure_logging=True,
+        )
+    except (ConnectionError, TimeoutError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ClusterError(f"Ray at {address or 'this machine'}: {reason}; start Ray or correct cluster.address") from error
+    try:
+        _quiet_data()
+        yield ray.cluster_resources()
+    finally:
+        ray.shutdown()
+
+
+def _quiet_data() -> None:
+    for name in ("ray", "ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # A block is a shard: it must not be split on its way to the commit.
+    context.target_max_block_size = None

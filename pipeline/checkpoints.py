@@ -1,0 +1,147 @@
+"""Where model weights come from: a configured name becomes an architecture and a file on this node.
+
+Loading is ``stages.weights``; here files are only found or fetched, once a node.
+"""
+
+import hashlib
+import json
+import shutil
+import uuid
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import open_clip
+import torch
+from huggingface_hub import hf_hub_download, snapshot_download
+from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES
+
+from pipeline.config import ClipSection, SegmentSection, StorageSection
+from pipeline.errors import UsageError
+from pipeline.storage import locate
+from stages.weights import WeightsError, check_sha256, file_sha256
+
+STARTER = "starter"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model's architecture (a name of its package, or a folder) and its weights file; None: random weights."""
+
+    model: str | Path
+    checkpoint: Path | None
+
+    def identity(self) -> str:
+        """What tells this model from any other: its architecture and the SHA-256 of its weights."""
+        weights = file_sha256(self.checkpoint) if self.checkpoint else f"random, torch {torch.__version__}"
+        folder = Path(self.model)
+        described = [path.read_text() for path in sorted(folder.glob("*.json"))] if folder.is_dir() else [str(self.model)]
+        return hashlib.sha256(json.dumps([described, weights]).encode()).hexdigest()
+
+
+def resolve_sam2(section: SegmentSection, storage: StorageSection) -> Source:
+    """Find or fetch SAM2.
+
+    Raises:
+        UsageError: there are no such weights, or their SHA-256 is not the configured one.
+    """
+    if section.model == STARTER:
+        model: str | Path = _starter_folder("sam2")
+        own = _existing(Path(model) / "model.safetensors")
+    else:
+        model, own = section.model, None
+    if section.weights is not None:
+        checkpoint: Path | None = _fetch(section.weights, storage)
+    elif section.model in HF_MODEL_ID_TO_FILENAMES:
+        checkpoint = _from_hub(section.model, HF_MODEL_ID_TO_FILENAMES[section.model][1])
+    else:
+        checkpoint = own or _existing(Path(section.model) / "model.safetensors")
+    return _checked(Source(model, checkpoint), section.sha256)
+
+
+def resolve_clip(section: ClipSection, storage: StorageSection) -> Source:
+    """Find or fetch CLIP.
+
+    Raises:
+        UsageError: there are no such weights, or their SHA-256 is not the configured one.
+    """
+    model: str | Path = section.model
+    if section.model == STARTER:
+        model = _starter_folder("clip")
+    elif section.model.startswith("hf-hub:"):
+        model = _clip_from_hub(section.model.removeprefix("hf-hub:"))
+    if section.weights is None:
+        names = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+        found = [path for name in names if (path := _existing(Path(model) / name))]
+        checkpoint = found[0] if found else None
+    elif section.weights in open_clip.list_pretrained_tags_by_model(section.model):
+        tag = open_clip.get_pretrained_cfg(section.model, section.weights)
+        checkpoint = Path(_downloaded(section.weights, lambda: open_clip.download_pretrained(tag)))
+    else:
+        checkpoint = _fetch(section.weights, storage)
+    return _checked(Source(model, checkpoint), section.sha256)
+
+
+def _checked(source: Source, sha256: str | None) -> Source:
+    if source.checkpoint is None and not _is_starter(source.model):
+        raise UsageError(f"{source.model}: no weights are configured; set weights to a path, an s3:// URI or a hub name")
+    if sha256 is not None and source.checkpoint is not None:
+        try:
+            check_sha256(source.checkpoint, sha256)
+        except WeightsError as error:
+            raise UsageError(str(error)) from error
+    return source
+
+
+def _starter_folder(name: str) -> Path:
+    return Path(str(files(STARTER) / name))
+
+
+def _is_starter(model: str | Path) -> bool:
+    return Path(model).is_dir() and Path(model).parent == _starter_folder("")
+
+
+def _existing(path: Path) -> Path | None:
+    return path if path.is_file() else None
+
+
+def _fetch(uri: str, storage: StorageSection) -> Path:
+    """A weights file on this node, fetched into the cache if it is in object storage."""
+    if "://" not in uri:
+        path = Path(uri).expanduser().absolute()
+        if not path.is_file():
+            raise UsageError(f"{uri}: no such weights file; correct the path")
+        return path
+    source = locate(uri, storage)
+    info = source.filesystem.get_file_info(source.path)
+    if not source.exists():
+        raise UsageError(f"{uri}: no such weights file; correct the URI")
+    # Content that changes under the same URI is another file.
+    key = hashlib.sha256(f"{uri} {info.size} {info.mtime_ns}".encode()).hexdigest()[:16]
+    target = Path(storage.cache).expanduser() / key / Path(source.path).name
+    if not target.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = target.with_name(f".{uuid.uuid4().hex}")
+        with source.filesystem.open_input_stream(source.path) as stream, draft.open("wb") as file:
+            shutil.copyfileobj(stream, file, 1 << 22)
+        draft.replace(target)
+    return target
+
+
+def _from_hub(repository: str, name: str) -> Path:
+    return Path(_downloaded(repository, lambda: hf_hub_download(repo_id=repository, filename=name)))
+
+
+def _clip_from_hub(repository: str) -> Path:
+    patterns = ["open_clip_config.json", "open_clip*model.safetensors", "open_clip_pytorch_model.bin"]
+    return Path(_downloaded(repository, lambda: snapshot_download(repository, allow_patterns=patterns)))
+
+
+def _downloaded(name: str, download):  # type: ignore[no-untyped-def]
+    try:
+        return download()
+    except Exception as error:  # the hub's client raises its transports' errors
+        reason = str(error).strip().splitlines()[0][:160]
+        raise UsageError(
+            f"{name}: cannot be fetched ({reason}); put the file within reach and set weights to its path"
+        ) from error

@@ -1,0 +1,167 @@
+"""A frozen CLIP with the learned prompts of MedFocus.
+
+The idea is MedFocusCLIP's (arXiv 2501.03839): regions found by SAM2 are the visual prompt of a frozen CLIP. What
+is learned, and nothing else:
+
+* deep visual prompts, a few tokens a block above the cut (VPT-deep, arXiv 2203.12119). They enter through
+  attention of their own whose result is added under a gate that starts at zero (zero-initialised attention,
+  arXiv 2303.16199, section 3.2), so that the untrained model is the frozen one;
+* one strength a block of a bias on the CLS attention logits, ``strength * log(eps + focus)``, zero at the start;
+* text context (CoOp, arXiv 2109.01134), as offsets to the embeddings of the template's first words, shared by the
+  classes, zero at the start;
+* the fusion of the whole-image and the region embedding, ``whole + fusion * (region - whole)``, zero at the start.
+
+With every learned part at its initial value the model reproduces open_clip's ``encode_image`` and ``encode_text``.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from stages.tower import ImageTower
+
+FOCUS_EPSILON = 0.01
+
+
+@dataclass(frozen=True)
+class PromptSettings:
+    """What decides the shape and the meaning of the learned part; saved beside it as JSON."""
+
+    classes: tuple[str, ...]
+    template: str
+    cut: int
+    focus: str
+    visual_prompts: int
+    text_context: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"classes": list(self.classes)}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "PromptSettings":
+        return cls(**(content | {"classes": tuple(content["classes"])}))
+
+    @property
+    def uses_region(self) -> bool:
+        """Whether the tokens of the masked image are needed."""
+        return self.focus in ("masked_image", "both")
+
+
+class PromptedCLIP(nn.Module):
+    """Class logits from tokens below the cut; see the module for what is learned.
+
+    Args:
+        clip: frozen CLIP (``stages.weights.load_clip``).
+        tokenizer: its tokenizer (``stages.weights.load_tokenizer``).
+        settings: shape and meaning of the learned part.
+    """
+
+    def __init__(self, clip: nn.Module, tokenizer: Any, settings: PromptSettings):
+        super().__init__()
+        self.settings = settings
+        self.clip = clip
+        self.tower = ImageTower(clip, settings.cut)
+        sentences = [settings.template.format(name.replace("_", " ")) for name in settings.classes]
+        self.register_buffer("text", tokenizer(sentences), persistent=False)
+        blocks, width = len(self.tower.blocks), self.tower.width
+        learned: dict[str, torch.Tensor] = {}
+        if settings.visual_prompts:
+            learned["visual_prompts"] = torch.randn(blocks, settings.visual_prompts, width) * 0.02
+            learned["prompt_gates"] = torch.zeros(blocks, self.tower.heads)
+        if settings.focus in ("attention", "both"):
+            learned["focus_strength"] = torch.zeros(blocks)
+        if settings.text_context:
+            learned["text_context"] = torch.zeros(settings.text_context, _token_embedding(clip).embedding_dim)
+        if settings.uses_region:
+            learned["fusion"] = torch.zeros(1)
+        self.learned = nn.ParameterDict({name: nn.Parameter(value) for name, value in learned.items()})
+
+    def forward(
+        self, tokens: torch.Tensor, focus: torch.Tensor, region_tokens: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings of images and classes, each of length 1.
+
+        Args:
+            tokens: [B, L, D], what leaves the last block below the cut, CLS first.
+            focus: [B, L-1], share of each patch that the mask covers.
+            region_tokens: [B, L, D], the same of the masked image; None unless the settings use it.
+
+        Returns:
+            Image embeddings float32 [B, E] and class embeddings float32 [C, E].
+        """
+        return self.image_embedding(tokens, focus, region_tokens), self.text_embedding()
+
+    def image_embedding(
+        self, tokens: torch.Tensor, focus: torch.Tensor, region_tokens: torch.Tensor | None
+    ) -> torch.Tensor:
+        whole = self._upper(tokens.float(), focus.float())
+        if "fusion" not in self.learned or region_tokens is None:
+            return whole
+        region = self._upper(region_tokens.float(), focus.float())
+        return F.normalize(whole + self.learned["fusion"] * (region - whole), dim=-1)
+
+    def text_embedding(self) -> torch.Tensor:
+        with self._context():
+            return self.clip.encode_text(self.text, normalize=True)
+
+    def logits(self, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        """Cosine similarity [B, C] times CLIP's own (frozen) scale."""
+        return self.clip.logit_scale.exp() * image @ text.T
+
+    def learned_state(self) -> dict[str, torch.Tensor]:
+        """The learned part only, on the CPU."""
+        return {name: value.detach().cpu().contiguous() for name, value in self.learned.items()}
+
+    def load_learned(self, state: dict[str, torch.Tensor]) -> None:
+        """Put a learned part in place.
+
+        Raises:
+            ValueError: its tensors are not those of the settings.
+        """
+        expected = {name: tuple(value.shape) for name, value in self.learned.items()}
+        found = {name: tuple(value.shape) for name, value in state.items()}
+        if expected != found:
+            raise ValueError(f"the prompts hold {found}, the settings ask for {expected}; load them with their own JSON")
+        with torch.no_grad():
+            for name, value in state.items():
+                self.learned[name].copy_(value)
+
+    def _upper(self, tokens: torch.Tensor, focus: torch.Tensor) -> torch.Tensor:
+        bias = prompts = gates = None
+        if "focus_strength" in self.learned:
+            shares = torch.log(FOCUS_EPSILON + focus)
+            bias = [strength * shares for strength in self.learned["focus_strength"]]
+        if "visual_prompts" in self.learned:
+            prompts, gates = list(self.learned["visual_prompts"]), list(self.learned["prompt_gates"])
+        return F.normalize(self.tower.upper(tokens, bias, prompts, gates), dim=-1)
+
+    @contextmanager
+    def _context(self) -> Iterator[None]:
+        """Add the learned context to the embeddings of the first words, whatever the text tower."""
+        context = self.learned["text_context"] if "text_context" in self.learned else None
+        if context is None:
+            yield
+            return
+
+        def add(_module: nn.Module, _inputs: Any, embedded: torch.Tensor) -> torch.Tensor:
+            # Position 0 is the start token.
+            return embedded + F.pad(context, (0, 0, 1, embedded.shape[1] - 1 - len(context)))
+
+        handle = _token_embedding(self.clip).register_forward_hook(add)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def _token_embedding(clip: nn.Module) -> nn.Embedding:
+    """The word embedding of a CLIP's text tower: its largest ``nn.Embedding``."""
+    text = getattr(clip, "text", None)
+    modules: Sequence[nn.Module] = list((text if isinstance(text, nn.Module) else clip).modules())
+    embeddings = [module for module in modules if isinstance(module, nn.Embedding)]
+    return max(embeddings, key=lambda module: module.num_embeddings)
