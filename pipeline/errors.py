@@ -1,5 +1,7 @@
 """Errors a user sees: one line that names the thing and the mend, and the exit code that goes with it."""
 
+from typing import Any
+
 
 class MedFocusError(Exception):
     """The command failed (exit 1)."""
@@ -14,6 +16,13 @@ class UsageError(MedFocusError):
 
 
 class TooManyQuarantined(MedFocusError):
-    """Done, but more rows were quarantined than the configuration allows (exit 3)."""
+    """Done, but more rows were quarantined than the configuration allows (exit 3).
+
+    ``result`` is what the command returns when fewer are.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str, result: dict[str, Any]):
+        super().__init__(message)
+        self.result = result

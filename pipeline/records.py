@@ -3,12 +3,16 @@
 The name and version of a schema travel in the Parquet metadata; a reader refuses what it does not know.
 """
 
+import json
+from collections.abc import Sequence
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import UsageError
 
 VERSION = "1"
+CLASSES_KEY = b"medfocus.classes"
 _NAME_KEY, _VERSION_KEY = b"medfocus.record", b"medfocus.version"
 
 
@@ -60,6 +64,11 @@ QUARANTINE = _record(
         pa.field("message", pa.string(), nullable=False),
     ],
 )
+
+
+def prediction_schema(classes: Sequence[str]) -> pa.Schema:
+    """Schema of a file of predictions; its metadata names the classes in the order of ``probabilities``."""
+    return PREDICTION.with_metadata(PREDICTION.metadata | {CLASSES_KEY: json.dumps(list(classes)).encode()})
 
 
 def feature_schema(tokens: int, width: int, region: bool) -> pa.Schema:

@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,11 @@ class TrackingError(MedFocusError):
 def tracking_uri(config: Config) -> str:
     """``MLFLOW_TRACKING_URI``, else SQLite in the work folder."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(config.work).absolute() / 'mlflow.db'}"
+
+
+def shown_uri(config: Config) -> str:
+    """The store's URI without the credentials it may hold."""
+    return re.sub(r"://[^/@]*@", "://", tracking_uri(config))
 
 
 def connect(config: Config) -> str:
@@ -55,7 +61,7 @@ def connect(config: Config) -> str:
     except MlflowException as error:
         reason = str(error).splitlines()[0][:160]
         raise TrackingError(
-            f"MLflow at {uri}: {reason}; start the server or correct MLFLOW_TRACKING_URI"
+            f"MLflow at {shown_uri(config)}: {reason}; start the server or correct MLFLOW_TRACKING_URI"
         ) from error
 
 
@@ -78,6 +84,23 @@ def run(command: str, config: Config, *, resume: str | None = None) -> Iterator[
         except KeyboardInterrupt:
             mlflow.end_run(RunStatus.to_string(RunStatus.KILLED))
             raise
+
+
+def log_parameters(values: Mapping[str, str]) -> None:
+    """Log parameters a run has beside its configuration; a resumed run keeps those it has."""
+    known = mlflow.get_run(mlflow.active_run().info.run_id).data.params
+    mlflow.log_params({key: value for key, value in values.items() if key not in known})
+
+
+def log_metrics(values: Mapping[str, Any]) -> None:
+    """Log the numbers among the values as metrics."""
+    mlflow.log_metrics({key: float(value) for key, value in values.items() if isinstance(value, int | float)})
+
+
+def log_history(history: Sequence[Mapping[str, float]]) -> None:
+    """Log what an epoch measured, each epoch a step."""
+    for step, values in enumerate(history):
+        mlflow.log_metrics(dict(values), step=step)
 
 
 def log_dataset(name: str, digest: str, context: str) -> None:

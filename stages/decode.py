@@ -18,6 +18,15 @@ MEDIA_TYPES = {
 }
 
 
+def media_type_of(content: bytes) -> str | None:
+    """Media type that the bytes themselves show, from their header; None where it is not one that is read."""
+    try:
+        with Image.open(io.BytesIO(content), formats=tuple(MEDIA_TYPES)) as image:
+            return MEDIA_TYPES[str(image.format)]
+    except Exception:  # Pillow's header readers raise whatever the bytes lead them into
+        return None
+
+
 class ImageError(ValueError):
     """An image that cannot be used; ``kind`` is the error class that quarantine records."""
 

@@ -1,0 +1,66 @@
+"""``medfocus embed``: masks and tokens of the labelled rows of an archive, kept for training."""
+
+import time
+from typing import Any
+
+from cluster.connect import connected
+from cluster.resources import plan
+from pipeline import tracking
+from pipeline.commit import Output
+from pipeline.config import Config
+from pipeline.flow import stream
+from pipeline.logs import event, progress
+from pipeline.manifest import read_manifest
+from pipeline.models import Foundation
+from pipeline.storage import locate
+
+FOLDER = "features"
+
+
+def run(config: Config, shards: str, features: str, *, overwrite: bool = False) -> dict[str, Any]:
+    """Embed the labelled rows of the shards; a run that was stopped goes on where it was.
+
+    Args:
+        config: ``segment``, ``clip`` and ``model.focus`` decide what is made.
+        shards: prefix with a manifest.
+        features: prefix to write to.
+        overwrite: remove what ``features`` holds first.
+
+    Raises:
+        UsageError: there are no shards, or ``features`` holds rows made by other settings.
+    """
+    source = locate(shards, config.storage)
+    manifest = read_manifest(source)
+    foundation = Foundation.of(config)
+    output = Output(locate(features, config.storage), FOLDER)
+    settings = {"foundation": vars(foundation), "max_pixels": config.decode.max_pixels}
+    record = output.begin(settings, manifest, overwrite=overwrite)
+    todo = output.unfinished(manifest.shards)
+    resumed = manifest.rows - sum(shard.rows for shard in todo)
+    started = time.monotonic()
+    written = 0
+    with tracking.run("embed", config, resume=record.get("mlflow_run_id")) as active:
+        output.update(mlflow_run_id=active.info.run_id)
+        tracking.log_dataset("shards", manifest.digest, "embed")
+        with connected(config.cluster.address, config.cluster.cpus) as resources:
+            with progress("embed", manifest.rows, resumed) as shown:
+                if todo:
+                    summaries = stream(
+                        todo, source, output, config, plan(resources), model_key=foundation.key, prompts=None
+                    )
+                    for summary in summaries:
+                        written += summary["written"]
+                        shown.add(summary["rows"], quarantined=summary["quarantined"])
+        output.update(finished=True, digest=manifest.digest)
+        seconds = time.monotonic() - started
+        summary = {
+            "rows": manifest.rows,
+            "embedded": written,
+            "resumed": resumed,
+            "quarantined": output.quarantined(),
+            "seconds": seconds,
+            "images_per_second": written / seconds,
+        }
+        tracking.log_metrics(summary)
+        event("embedded", **summary)
+        return summary | {"model_key": foundation.key, "mlflow_run_id": active.info.run_id}

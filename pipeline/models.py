@@ -1,0 +1,183 @@
+"""Trained models: the learned prompts as safetensors, and a JSON that says what they fit on.
+
+A model is registered in MLflow's registry and named by ``models:/NAME/VERSION`` (or ``models:/NAME@ALIAS``), or by
+the folder that holds its two files.
+"""
+
+import json
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import mlflow
+import numpy as np
+import torch
+from mlflow.exceptions import MlflowException
+from safetensors.torch import save_file
+
+from pipeline import checkpoints, tracking
+from pipeline.commit import settings_key
+from pipeline.config import Config, Section
+from pipeline.errors import UsageError
+from pipeline.flow import Prompts
+from pipeline.storage import locate
+from stages.prompted_clip import PromptSettings
+from stages.weights import WeightsError, read_state_dict
+
+PROMPTS_FILE, SETTINGS_FILE = "prompts.safetensors", "prompts.json"
+AnySection = TypeVar("AnySection", bound=Section)
+# Set for a machine, not for a model: they change how fast, not what.
+_OF_THE_MACHINE = {"weights", "sha256", "batch_size", "prompts_per_pass"}
+
+
+@dataclass(frozen=True)
+class Foundation:
+    """The frozen models under the prompts: everything that decides masks and tokens."""
+
+    segment: dict[str, Any]
+    clip: dict[str, Any]
+    sam2_identity: str
+    clip_identity: str
+    region: bool
+    seed: int
+
+    @classmethod
+    def of(cls, config: Config) -> "Foundation":
+        sam2 = checkpoints.resolve_sam2(config.segment, config.storage)
+        clip = checkpoints.resolve_clip(config.clip, config.storage)
+        return cls(
+            segment=config.segment.model_dump(exclude=_OF_THE_MACHINE),
+            clip=config.clip.model_dump(exclude=_OF_THE_MACHINE),
+            sam2_identity=sam2.identity(),
+            clip_identity=clip.identity(),
+            region=config.model.focus in ("masked_image", "both"),
+            seed=config.seed,
+        )
+
+    @property
+    def key(self) -> str:
+        """``model_key`` of feature rows."""
+        return settings_key(vars(self))
+
+    def adopt(self, config: Config) -> Config:
+        """The configuration with the sections this foundation was made with.
+
+        Raises:
+            UsageError: the call asks for something else, or its weights are others.
+        """
+        adopted = config.model_copy(
+            update={
+                "segment": _merge(config.segment, self.segment, "segment"),
+                "clip": _merge(config.clip, self.clip, "clip"),
+                "seed": self.seed,
+            }
+        )
+        for name, source, identity in (
+            ("segment", checkpoints.resolve_sam2(adopted.segment, config.storage), self.sam2_identity),
+            ("clip", checkpoints.resolve_clip(adopted.clip, config.storage), self.clip_identity),
+        ):
+            if source.identity() != identity:
+                raise UsageError(
+                    f"{name}.weights: not the weights this was made with; set {name}.weights to those, or start at embed"
+                )
+        return adopted
+
+
+def _merge(section: AnySection, recorded: Mapping[str, Any], name: str) -> AnySection:
+    defaults = type(section)()
+    for key, value in recorded.items():
+        asked = getattr(section, key)
+        if asked != value and asked != getattr(defaults, key):
+            raise UsageError(f"{name}.{key}: {asked!r} asked, made with {value!r}; leave it out, or start again at embed")
+    return section.model_copy(update=dict(recorded))
+
+
+@dataclass(frozen=True)
+class Model:
+    """Learned prompts, their settings, and the foundation they fit on."""
+
+    settings: PromptSettings
+    state: dict[str, torch.Tensor]
+    foundation: Foundation
+
+    def save(self, folder: Path) -> None:
+        """Write the two files of the model into a folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(self.state, folder / PROMPTS_FILE)
+        content = {"settings": self.settings.to_json(), "foundation": vars(self.foundation)}
+        (folder / SETTINGS_FILE).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+    def prompts(self, version: str) -> Prompts:
+        return Prompts(self.settings, {name: np.asarray(value) for name, value in self.state.items()}, version)
+
+
+def load_model(folder: Path) -> Model:
+    """A model from the folder that holds its two files.
+
+    Raises:
+        UsageError: a file is missing, or is not what it should be.
+    """
+    try:
+        content = json.loads((folder / SETTINGS_FILE).read_text())
+        settings = PromptSettings.from_json(content["settings"])
+        foundation = Foundation(**content["foundation"])
+        return Model(settings, read_state_dict(folder / PROMPTS_FILE), foundation)
+    except (OSError, KeyError, TypeError, json.JSONDecodeError, WeightsError) as error:
+        raise UsageError(f"{folder.name}: not a MedFocus model ({type(error).__name__}); give one that train made") from error
+
+
+def register(model: Model, name: str, run_id: str) -> str:
+    """Log a model to its run and register it; returns its ``models:/`` URI."""
+    client = mlflow.MlflowClient()
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(Path(folder))
+        client.log_artifacts(run_id, folder, "model")
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    source = f"{client.get_run(run_id).info.artifact_uri}/model"
+    version = client.create_model_version(name, source, run_id)
+    return f"models:/{name}/{version.version}"
+
+
+def resolve_model(uri: str, config: Config) -> tuple[Model, str]:
+    """A model and its version by URI: ``models:/NAME/VERSION``, ``models:/NAME@ALIAS``, or a folder.
+
+    The version is ``NAME/VERSION``; for a folder it stands for the content.
+
+    Raises:
+        UsageError: there is no such model.
+    """
+    if not uri.startswith("models:/"):
+        return _from_folder(uri, config)
+    tracking.connect(config)
+    client = mlflow.MlflowClient()
+    named = re.fullmatch(r"models:/([^/@]+)(?:/([0-9]+)|@([^/@]+))", uri)
+    if named is None:
+        raise UsageError(f"{uri}: not models:/NAME/VERSION or models:/NAME@ALIAS; correct --model")
+    name, number, alias = named.groups()
+    try:
+        found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
+        with tempfile.TemporaryDirectory() as folder:
+            local = mlflow.artifacts.download_artifacts(f"models:/{name}/{found.version}", dst_path=folder)
+            return load_model(Path(local)), f"{name}/{found.version}"
+    except MlflowException as error:
+        raise UsageError(f"{uri}: no such model in {tracking.shown_uri(config)}; correct --model") from error
+
+
+def _from_folder(uri: str, config: Config) -> tuple[Model, str]:
+    location = locate(uri, config.storage)
+    if not (location / SETTINGS_FILE).exists():
+        raise UsageError(f"{uri}: holds no {SETTINGS_FILE}; give a models:/ URI or a folder with a model")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in (PROMPTS_FILE, SETTINGS_FILE):
+            (Path(folder) / name).write_bytes((location / name).read())
+        model = load_model(Path(folder))
+    content = {"settings": model.settings.to_json(), "foundation": vars(model.foundation)}
+    tensors = {name: value.numpy().tobytes().hex() for name, value in model.state.items()}
+    return model, f"folder/{settings_key(content | tensors)[:12]}"

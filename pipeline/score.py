@@ -1,0 +1,90 @@
+"""``medfocus score``: predictions and quarantine of a whole archive."""
+
+import time
+from typing import Any
+
+from cluster.connect import connected
+from cluster.resources import plan
+from pipeline import tracking
+from pipeline.commit import Output
+from pipeline.config import Config
+from pipeline.errors import TooManyQuarantined
+from pipeline.flow import stream
+from pipeline.logs import event, progress
+from pipeline.manifest import read_manifest
+from pipeline.models import resolve_model
+from pipeline.storage import locate
+
+FOLDER = "predictions"
+
+
+def run(config: Config, shards: str, out: str, model_uri: str, *, overwrite: bool = False) -> dict[str, Any]:
+    """Score every row of the shards; a run that was stopped goes on where it was.
+
+    Args:
+        config: the sections that the model was trained with are taken from the model.
+        shards: prefix with a manifest.
+        out: prefix for ``predictions/`` and ``quarantine/``.
+        model_uri: ``models:/NAME/VERSION``, ``models:/NAME@ALIAS``, or a folder.
+        overwrite: remove what ``out`` holds first.
+
+    Raises:
+        UsageError: there are no shards or no such model, or ``out`` holds rows of another model.
+        TooManyQuarantined: done, but the share of quarantined rows is above ``score.max_quarantined``.
+    """
+    source = locate(shards, config.storage)
+    manifest = read_manifest(source)
+    model, version = resolve_model(model_uri, config)
+    config = model.foundation.adopt(config)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"focus": model.settings.focus})})
+    output = Output(locate(out, config.storage), FOLDER)
+    settings = {
+        "model": version,
+        "foundation": vars(model.foundation),
+        "max_pixels": config.decode.max_pixels,
+        "accept_at": config.score.accept_at,
+    }
+    record = output.begin(settings, manifest, overwrite=overwrite)
+    todo = output.unfinished(manifest.shards)
+    resumed = manifest.rows - sum(shard.rows for shard in todo)
+    started = time.monotonic()
+    with tracking.run("score", config, resume=record.get("mlflow_run_id")) as active:
+        output.update(mlflow_run_id=active.info.run_id)
+        tracking.log_dataset("shards", manifest.digest, "score")
+        tracking.log_parameters({"model_version": version})
+        with connected(config.cluster.address, config.cluster.cpus) as resources:
+            with progress("score", manifest.rows, resumed) as shown:
+                if todo:
+                    summaries = stream(
+                        todo,
+                        source,
+                        output,
+                        config,
+                        plan(resources),
+                        model_key=model.foundation.key,
+                        prompts=model.prompts(version),
+                    )
+                    for summary in summaries:
+                        shown.add(summary["rows"], quarantined=summary["quarantined"])
+        output.update(finished=True, digest=manifest.digest)
+        seconds = time.monotonic() - started
+        quarantined = output.quarantined()
+        summary = {
+            "rows": manifest.rows,
+            "scored": manifest.rows - quarantined,
+            "quarantined": quarantined,
+            "resumed": resumed,
+            "seconds": seconds,
+            "images_per_second": (manifest.rows - resumed) / seconds,
+        }
+        tracking.log_metrics(summary)
+        event("scored", **summary, model_version=version)
+        result = summary | {"model_version": version, "mlflow_run_id": active.info.run_id}
+    allowed = config.score.max_quarantined
+    if quarantined > allowed * manifest.rows:
+        raise TooManyQuarantined(
+            f"{out}: {quarantined} of {manifest.rows} rows are in quarantine, more than score.max_quarantined"
+            f" ({allowed:g}) allows; see {out}/quarantine for the causes",
+            result,
+        )
+    return result

@@ -1,0 +1,199 @@
+"""The training loop of each worker of Ray Train."""
+
+import json
+import tempfile
+from dataclasses import dataclass
+from math import cos, pi
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray.train
+import torch
+import torch.distributed
+from ray.train import Checkpoint
+from ray.train.torch import get_device, prepare_model
+from safetensors.torch import load_file, save_file
+from torch.nn.parallel import DistributedDataParallel
+
+import stages  # noqa: F401  before anything imports torchvision
+from pipeline import checkpoints, records
+from pipeline.config import Config
+from pipeline.storage import Location
+from stages.objective import prompt_loss
+from stages.prompted_clip import PromptedCLIP, PromptSettings
+from stages.weights import load_clip, load_tokenizer
+
+# Rows a worker shuffles among; a set that is smaller is shuffled whole.
+_SHUFFLED = 2048
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What a worker needs to know: configuration, settings of the learned part, threads, and training rows."""
+
+    config: Config
+    settings: PromptSettings
+    threads: int
+    rows: int
+
+
+def read_features(
+    batch: dict[str, np.ndarray],
+    folder: Location,
+    settings: PromptSettings,
+    validation: frozenset[str],
+    wanted: bool,
+) -> dict[str, np.ndarray]:
+    """The rows of one feature file that belong to a split, as arrays, with the class as int64 ``target``."""
+    location = folder / str(batch["name"][0])
+    table = pq.read_table(pa.BufferReader(location.read()))
+    names = ("tokens", "focus") + (("region_tokens",) if settings.uses_region else ())
+    tokens, width = table.schema.field("tokens").type.shape
+    expected = records.feature_schema(tokens, width, region=settings.uses_region)
+    records.check_record(table.schema, expected, location.uri)
+    chosen = np.array([(image in validation) == wanted for image in table["image_id"].to_pylist()], bool)
+    rows = {name: table[name].combine_chunks().to_numpy_ndarray()[chosen] for name in names}
+    classes = {label: index for index, label in enumerate(settings.classes)}
+    targets = [classes[label] for label in table["label"].to_pylist()]
+    return rows | {"target": np.array(targets, np.int64)[chosen]}
+
+
+@dataclass
+class Progress:
+    """How far training is; travels in the checkpoint as JSON."""
+
+    epoch: int
+    best_epoch: int
+    best_loss: float
+    history: list[dict[str, float]]
+
+
+def tune(options: dict[str, Any]) -> dict[str, Any]:
+    """Tune the prompts until the validation loss no longer falls; every worker runs this.
+
+    Returns:
+        The learned state of the best epoch, the history, and how many epochs an earlier attempt had done.
+    """
+    tuning: Tuning = options["tuning"]
+    train = tuning.config.train
+    torch.set_num_threads(tuning.threads)
+    model = _build(tuning)
+    learned = _learned(model)
+    optimizer = torch.optim.AdamW(learned.learned.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay)
+    progress, best = _restore(learned, optimizer)
+    resumed = progress.epoch
+    shards = {part: ray.train.get_dataset_shard(part) for part in ("training", "validation")}
+    while progress.epoch < train.epochs and progress.epoch - progress.best_epoch <= train.patience:
+        for group in optimizer.param_groups:
+            group["lr"] = train.learning_rate * 0.5 * (1 + cos(pi * progress.epoch / train.epochs))
+        training_loss = _train_epoch(model, optimizer, shards["training"], tuning, progress.epoch)
+        loss, accuracy = _validate(model, shards["validation"], tuning)
+        if loss < progress.best_loss:
+            progress.best_loss, progress.best_epoch = loss, progress.epoch
+            best = learned.learned_state()
+        entry = {"training_loss": training_loss, "validation_loss": loss, "validation_accuracy": accuracy}
+        progress.history.append(entry)
+        progress.epoch += 1
+        _report(learned, optimizer, best, progress)
+    return {"state": best, "resumed_epochs": resumed} | vars(progress)
+
+
+def _build(tuning: Tuning) -> PromptedCLIP | DistributedDataParallel:
+    config = tuning.config
+    source = checkpoints.resolve_clip(config.clip, config.storage)
+    clip = load_clip(source.model, source.checkpoint, seed=config.seed)
+    torch.manual_seed(config.seed)  # the same first prompts on every worker
+    return prepare_model(PromptedCLIP(clip, load_tokenizer(source.model), tuning.settings))
+
+
+def _learned(model: PromptedCLIP | DistributedDataParallel) -> PromptedCLIP:
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def _logits(model: PromptedCLIP | DistributedDataParallel, batch: dict[str, np.ndarray]) -> tuple[torch.Tensor, ...]:
+    tensors = {name: torch.as_tensor(np.array(value), device=get_device()) for name, value in batch.items()}
+    image, text = model(tensors["tokens"], tensors["focus"], tensors.get("region_tokens"))
+    return _learned(model).logits(image, text), tensors["target"]
+
+
+def _train_epoch(
+    model: PromptedCLIP | DistributedDataParallel,
+    optimizer: torch.optim.Optimizer,
+    shard: ray.data.DataIterator,
+    tuning: Tuning,
+    epoch: int,
+) -> float:
+    config = tuning.config
+    model.train()
+    total = steps = 0.0
+    batches = shard.iter_batches(
+        batch_size=config.train.batch_size,
+        batch_format="numpy",
+        local_shuffle_buffer_size=max(config.train.batch_size, min(tuning.rows, _SHUFFLED)),
+        local_shuffle_seed=config.seed + epoch,
+    )
+    for batch in batches:
+        logits, target = _logits(model, batch)
+        loss = prompt_loss(logits, target, config.train.contrastive_weight)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total, steps = total + loss.item(), steps + 1
+    summed = _sum_over_workers(total, steps)
+    return summed[0] / max(summed[1], 1)
+
+
+@torch.inference_mode()
+def _validate(
+    model: PromptedCLIP | DistributedDataParallel, shard: ray.data.DataIterator, tuning: Tuning
+) -> tuple[float, float]:
+    """Cross-entropy and accuracy over the validation rows of all workers."""
+    model.eval()
+    loss = right = rows = 0.0
+    for batch in shard.iter_batches(batch_size=tuning.config.train.batch_size, batch_format="numpy"):
+        logits, target = _logits(_learned(model), batch)
+        loss += torch.nn.functional.cross_entropy(logits, target, reduction="sum").item()
+        right += (logits.argmax(1) == target).sum().item()
+        rows += len(target)
+    loss, right, rows = _sum_over_workers(loss, right, rows)
+    return loss / max(rows, 1), right / max(rows, 1)
+
+
+def _sum_over_workers(*values: float) -> list[float]:
+    if ray.train.get_context().get_world_size() == 1:
+        return list(values)
+    summed = torch.tensor(values, dtype=torch.float64, device=get_device())
+    torch.distributed.all_reduce(summed)
+    return summed.tolist()
+
+
+def _report(
+    learned: PromptedCLIP, optimizer: torch.optim.Optimizer, best: dict[str, torch.Tensor], progress: Progress
+) -> None:
+    """Report the epoch; rank 0 adds the checkpoint."""
+    if ray.train.get_context().get_world_rank() != 0:
+        ray.train.report(progress.history[-1])
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save_file(learned.learned_state(), folder / "learned.safetensors")
+        save_file(best, folder / "best.safetensors")
+        torch.save(optimizer.state_dict(), folder / "optimizer.pt")
+        (folder / "progress.json").write_text(json.dumps(vars(progress)))
+        ray.train.report(progress.history[-1], checkpoint=Checkpoint.from_directory(folder))
+
+
+def _restore(learned: PromptedCLIP, optimizer: torch.optim.Optimizer) -> tuple[Progress, dict[str, torch.Tensor]]:
+    """The progress and best state of the last checkpoint, or of a beginning."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return Progress(0, 0, float("inf"), []), learned.learned_state()
+    with checkpoint.as_directory() as name:
+        folder = Path(name)
+        learned.load_learned(load_file(folder / "learned.safetensors"))
+        optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+        progress = Progress(**json.loads((folder / "progress.json").read_text()))
+        return progress, load_file(folder / "best.safetensors")
