@@ -44,7 +44,9 @@ def connected(address: str | None, cpus: int | None) -> Iterator[dict[str, float
         )
     except (ConnectionError, TimeoutError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ClusterError(f"Ray at {address or 'this machine'}: {reason}; start Ray or correct cluster.address") from error
+        raise ClusterError(
+            f"Ray at {address or 'this machine'}: {reason}; start Ray or correct cluster.address"
+        ) from error
     try:
         _quiet_data()
         yield ray.cluster_resources()

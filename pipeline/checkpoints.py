@@ -8,18 +8,16 @@ import json
 import shutil
 import uuid
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 
-import open_clip
-import torch
 from huggingface_hub import hf_hub_download, snapshot_download
-from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES
 
 from pipeline.config import ClipSection, SegmentSection, StorageSection
 from pipeline.errors import UsageError
 from pipeline.storage import locate
-from stages.weights import WeightsError, check_sha256, file_sha256
+from stages.weights import WeightsError, check_sha256, file_sha256, sam2_hub_file
 
 STARTER = "starter"
 
@@ -33,9 +31,11 @@ class Source:
 
     def identity(self) -> str:
         """What tells this model from any other: its architecture and the SHA-256 of its weights."""
-        weights = file_sha256(self.checkpoint) if self.checkpoint else f"random, torch {torch.__version__}"
+        weights = file_sha256(self.checkpoint) if self.checkpoint else f"random, torch {version('torch')}"
         folder = Path(self.model)
-        described = [path.read_text() for path in sorted(folder.glob("*.json"))] if folder.is_dir() else [str(self.model)]
+        described = (
+            [path.read_text() for path in sorted(folder.glob("*.json"))] if folder.is_dir() else [str(self.model)]
+        )
         return hashlib.sha256(json.dumps([described, weights]).encode()).hexdigest()
 
 
@@ -52,8 +52,8 @@ def resolve_sam2(section: SegmentSection, storage: StorageSection) -> Source:
         model, own = section.model, None
     if section.weights is not None:
         checkpoint: Path | None = _fetch(section.weights, storage)
-    elif section.model in HF_MODEL_ID_TO_FILENAMES:
-        checkpoint = _from_hub(section.model, HF_MODEL_ID_TO_FILENAMES[section.model][1])
+    elif (name := sam2_hub_file(section.model)) is not None:
+        checkpoint = _from_hub(section.model, name)
     else:
         checkpoint = own or _existing(Path(section.model) / "model.safetensors")
     return _checked(Source(model, checkpoint), section.sha256)
@@ -74,17 +74,16 @@ def resolve_clip(section: ClipSection, storage: StorageSection) -> Source:
         names = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
         found = [path for name in names if (path := _existing(Path(model) / name))]
         checkpoint = found[0] if found else None
-    elif section.weights in open_clip.list_pretrained_tags_by_model(section.model):
-        tag = open_clip.get_pretrained_cfg(section.model, section.weights)
-        checkpoint = Path(_downloaded(section.weights, lambda: open_clip.download_pretrained(tag)))
     else:
-        checkpoint = _fetch(section.weights, storage)
+        checkpoint = _from_tag(section.model, section.weights) or _fetch(section.weights, storage)
     return _checked(Source(model, checkpoint), section.sha256)
 
 
 def _checked(source: Source, sha256: str | None) -> Source:
     if source.checkpoint is None and not _is_starter(source.model):
-        raise UsageError(f"{source.model}: no weights are configured; set weights to a path, an s3:// URI or a hub name")
+        raise UsageError(
+            f"{source.model}: no weights are configured; set weights to a path, an s3:// URI or a hub name"
+        )
     if sha256 is not None and source.checkpoint is not None:
         try:
             check_sha256(source.checkpoint, sha256)
@@ -130,6 +129,18 @@ def _fetch(uri: str, storage: StorageSection) -> Path:
 
 def _from_hub(repository: str, name: str) -> Path:
     return Path(_downloaded(repository, lambda: hf_hub_download(repo_id=repository, filename=name)))
+
+
+def _from_tag(model: str, tag: str) -> Path | None:
+    """The file of a pretrained tag as open_clip names them; None where it knows no such tag of the model."""
+    if "/" in tag or "." in tag:  # a path or a URI; open_clip takes seconds to import
+        return None
+    import open_clip
+
+    configuration = open_clip.get_pretrained_cfg(model, tag)
+    if not configuration:
+        return None
+    return Path(_downloaded(tag, lambda: open_clip.download_pretrained(configuration)))
 
 
 def _clip_from_hub(repository: str) -> Path:

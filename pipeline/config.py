@@ -50,7 +50,9 @@ class DecodeSection(Section):
 class SegmentSection(Section):
     """Region finding with SAM2."""
 
-    model: str = Field("starter", description="starter, a sam2 hub name such as facebook/sam2.1-hiera-tiny, or a folder")
+    model: str = Field(
+        "starter", description="starter, a sam2 hub name such as facebook/sam2.1-hiera-tiny, or a folder"
+    )
     weights: str | None = Field(
         None, description="local path, s3:// URI or hub name; empty means the weights that belong to the model"
     )
@@ -62,7 +64,9 @@ class SegmentSection(Section):
     prior_area: float = Field(0.02, gt=0, lt=1, description="share of the image that a region most likely covers")
     prior_spread: float = Field(1.5, gt=0, description="width of the area prior, in natural logarithms of the share")
     min_stability: float = Field(0.5, ge=0, le=1, description="candidates less stable than this are dropped")
-    max_overlap: float = Field(0.7, gt=0, le=1, description="a candidate that overlaps a better one by more IoU is dropped")
+    max_overlap: float = Field(
+        0.7, gt=0, le=1, description="a candidate that overlaps a better one by more IoU is dropped"
+    )
     batch_size: int = Field(8, ge=1, description="images in one pass of the encoder")
     prompts_per_pass: int = Field(256, ge=1, description="points times images in one pass of the mask decoder")
 
@@ -76,7 +80,9 @@ class SegmentSection(Section):
 class ClipSection(Section):
     """The frozen CLIP."""
 
-    model: str = Field("starter", description="starter, an open_clip architecture such as ViT-B-16, an hf-hub: name, or a folder")
+    model: str = Field(
+        "starter", description="starter, an open_clip architecture such as ViT-B-16, an hf-hub: name, or a folder"
+    )
     weights: str | None = Field(
         None, description="local path, s3:// URI or open_clip tag such as openai; empty means the model's own"
     )
@@ -112,7 +118,9 @@ class TrainSection(Section):
 class ScoreSection(Section):
     """Scoring an archive."""
 
-    accept_at: float = Field(0.5, ge=0, le=1, description="confidence from which a prediction is accepted; below: refer")
+    accept_at: float = Field(
+        0.5, ge=0, le=1, description="confidence from which a prediction is accepted; below: refer"
+    )
     max_quarantined: float = Field(0.05, ge=0, le=1, description="share of quarantined rows above which score exits 3")
 
 

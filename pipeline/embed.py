@@ -13,6 +13,7 @@ from pipeline.logs import event, progress
 from pipeline.manifest import read_manifest
 from pipeline.models import Foundation
 from pipeline.storage import locate
+from pipeline.writing import Version
 
 FOLDER = "features"
 
@@ -46,7 +47,7 @@ def run(config: Config, shards: str, features: str, *, overwrite: bool = False) 
             with progress("embed", manifest.rows, resumed) as shown:
                 if todo:
                     summaries = stream(
-                        todo, source, output, config, plan(resources), model_key=foundation.key, prompts=None
+                        todo, source, output, config, plan(resources), version=Version(foundation.key), prompts=None
                     )
                     for summary in summaries:
                         written += summary["written"]

@@ -44,7 +44,9 @@ class Progress:
     def __init__(self, what: str, total: int, done: int):
         self.what, self.total, self.done, self.first = what, total, done, done
         self.started = self.last_line = time.monotonic()
-        self.bar = tqdm(total=total, initial=done, desc=what, unit="img", file=sys.stderr, disable=not sys.stderr.isatty())
+        self.bar = tqdm(
+            total=total, initial=done, desc=what, unit="img", file=sys.stderr, disable=not sys.stderr.isatty()
+        )
 
     def add(self, rows: int, **fields: Any) -> None:
         self.done += rows

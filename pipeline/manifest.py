@@ -59,7 +59,9 @@ def read_manifest(prefix: Location) -> Manifest:
         UsageError: there is none, or it is not one this version reads, or it names no shard.
     """
     if not (prefix / FILE).exists():
-        raise UsageError(f"{prefix.uri}: no {FILE}, so no finished shards; run medfocus pack into it, or correct the path")
+        raise UsageError(
+            f"{prefix.uri}: no {FILE}, so no finished shards; run medfocus pack into it, or correct the path"
+        )
     try:
         content = (prefix / FILE).read_json()
         manifest = Manifest(tuple(ShardEntry(**shard) for shard in _checked(content, prefix)["shards"]))

@@ -13,18 +13,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import mlflow
-import numpy as np
 import torch
 from mlflow.exceptions import MlflowException
 from safetensors.torch import save_file
 
 from pipeline import checkpoints, tracking
+from pipeline.actors import Prompts
 from pipeline.commit import settings_key
 from pipeline.config import Config, Section
 from pipeline.errors import UsageError
-from pipeline.flow import Prompts
 from pipeline.storage import locate
-from stages.prompted_clip import PromptSettings
+from stages.prompt_settings import PromptSettings
 from stages.weights import WeightsError, read_state_dict
 
 PROMPTS_FILE, SETTINGS_FILE = "prompts.safetensors", "prompts.json"
@@ -91,7 +90,9 @@ def _merge(section: AnySection, recorded: Mapping[str, Any], name: str) -> AnySe
     for key, value in recorded.items():
         asked = getattr(section, key)
         if asked != value and asked != getattr(defaults, key):
-            raise UsageError(f"{name}.{key}: {asked!r} asked, made with {value!r}; leave it out, or start again at embed")
+            raise UsageError(
+                f"{name}.{key}: {asked!r} asked, made with {value!r}; leave it out, or start again at embed"
+            )
     return section.model_copy(update=dict(recorded))
 
 
@@ -110,8 +111,8 @@ class Model:
         content = {"settings": self.settings.to_json(), "foundation": vars(self.foundation)}
         (folder / SETTINGS_FILE).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
 
-    def prompts(self, version: str) -> Prompts:
-        return Prompts(self.settings, {name: np.asarray(value) for name, value in self.state.items()}, version)
+    def prompts(self) -> Prompts:
+        return Prompts(self.settings, {name: value.numpy() for name, value in self.state.items()})
 
 
 def load_model(folder: Path) -> Model:
@@ -126,7 +127,9 @@ def load_model(folder: Path) -> Model:
         foundation = Foundation(**content["foundation"])
         return Model(settings, read_state_dict(folder / PROMPTS_FILE), foundation)
     except (OSError, KeyError, TypeError, json.JSONDecodeError, WeightsError) as error:
-        raise UsageError(f"{folder.name}: not a MedFocus model ({type(error).__name__}); give one that train made") from error
+        raise UsageError(
+            f"{folder.name}: not a MedFocus model ({type(error).__name__}); give one that train made"
+        ) from error
 
 
 def register(model: Model, name: str, run_id: str) -> str:

@@ -14,6 +14,7 @@ from pipeline.logs import event, progress
 from pipeline.manifest import read_manifest
 from pipeline.models import resolve_model
 from pipeline.storage import locate
+from pipeline.writing import Version
 
 FOLDER = "predictions"
 
@@ -61,8 +62,8 @@ def run(config: Config, shards: str, out: str, model_uri: str, *, overwrite: boo
                         output,
                         config,
                         plan(resources),
-                        model_key=model.foundation.key,
-                        prompts=model.prompts(version),
+                        version=Version(version, model.settings.classes),
+                        prompts=model.prompts(),
                     )
                     for summary in summaries:
                         shown.add(summary["rows"], quarantined=summary["quarantined"])

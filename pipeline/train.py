@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow.dataset as pads
 import ray
+import torch
 from ray.data import DataContext
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
@@ -20,8 +21,9 @@ from pipeline.errors import MedFocusError, UsageError
 from pipeline.logs import event
 from pipeline.models import Foundation, Model, register
 from pipeline.storage import Location, locate
-from pipeline.training_loop import Tuning, read_features, tune
-from stages.prompted_clip import PromptSettings
+from pipeline.reading import read_features
+from pipeline.training_loop import Tuning, tune
+from stages.prompt_settings import PromptSettings
 
 FOLDER = "training"
 # Share of the object store that features may fill; larger sets are streamed from storage in every epoch.
@@ -175,7 +177,8 @@ def _fit(
     except ray.train.TrainingFailedError as error:
         reason = str(error).strip().splitlines()[-1][:300]
         raise MedFocusError(f"training failed: {reason}; start it again to go on at the last checkpoint") from error
-    return result.return_value
+    outcome = result.return_value
+    return outcome | {"state": {name: torch.from_numpy(value) for name, value in outcome["state"].items()}}
 
 
 def _datasets(prefix: Location, settings: PromptSettings, validation: frozenset[str]) -> dict[str, ray.data.Dataset]:

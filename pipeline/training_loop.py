@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray.train
 import torch
 import torch.distributed
@@ -18,12 +16,11 @@ from ray.train.torch import get_device, prepare_model
 from safetensors.torch import load_file, save_file
 from torch.nn.parallel import DistributedDataParallel
 
-import stages  # noqa: F401  before anything imports torchvision
-from pipeline import checkpoints, records
+from pipeline import checkpoints
 from pipeline.config import Config
-from pipeline.storage import Location
 from stages.objective import prompt_loss
-from stages.prompted_clip import PromptedCLIP, PromptSettings
+from stages.prompt_settings import PromptSettings
+from stages.prompted_clip import PromptedCLIP
 from stages.weights import load_clip, load_tokenizer
 
 # Rows a worker shuffles among; a set that is smaller is shuffled whole.
@@ -38,27 +35,6 @@ class Tuning:
     settings: PromptSettings
     threads: int
     rows: int
-
-
-def read_features(
-    batch: dict[str, np.ndarray],
-    folder: Location,
-    settings: PromptSettings,
-    validation: frozenset[str],
-    wanted: bool,
-) -> dict[str, np.ndarray]:
-    """The rows of one feature file that belong to a split, as arrays, with the class as int64 ``target``."""
-    location = folder / str(batch["name"][0])
-    table = pq.read_table(pa.BufferReader(location.read()))
-    names = ("tokens", "focus") + (("region_tokens",) if settings.uses_region else ())
-    tokens, width = table.schema.field("tokens").type.shape
-    expected = records.feature_schema(tokens, width, region=settings.uses_region)
-    records.check_record(table.schema, expected, location.uri)
-    chosen = np.array([(image in validation) == wanted for image in table["image_id"].to_pylist()], bool)
-    rows = {name: table[name].combine_chunks().to_numpy_ndarray()[chosen] for name in names}
-    classes = {label: index for index, label in enumerate(settings.classes)}
-    targets = [classes[label] for label in table["label"].to_pylist()]
-    return rows | {"target": np.array(targets, np.int64)[chosen]}
 
 
 @dataclass
@@ -98,7 +74,9 @@ def tune(options: dict[str, Any]) -> dict[str, Any]:
         progress.history.append(entry)
         progress.epoch += 1
         _report(learned, optimizer, best, progress)
-    return {"state": best, "resumed_epochs": resumed} | vars(progress)
+    # Ray hands back plain arrays, no tensors.
+    state = {name: value.numpy() for name, value in best.items()}
+    return {"state": state, "resumed_epochs": resumed} | vars(progress)
 
 
 def _build(tuning: Tuning) -> PromptedCLIP | DistributedDataParallel:

@@ -16,40 +16,16 @@ With every learned part at its initial value the model reproduces open_clip's ``
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from stages.prompt_settings import PromptSettings
 from stages.tower import ImageTower
 
 FOCUS_EPSILON = 0.01
-
-
-@dataclass(frozen=True)
-class PromptSettings:
-    """What decides the shape and the meaning of the learned part; saved beside it as JSON."""
-
-    classes: tuple[str, ...]
-    template: str
-    cut: int
-    focus: str
-    visual_prompts: int
-    text_context: int
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"classes": list(self.classes)}
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> "PromptSettings":
-        return cls(**(content | {"classes": tuple(content["classes"])}))
-
-    @property
-    def uses_region(self) -> bool:
-        """Whether the tokens of the masked image are needed."""
-        return self.focus in ("masked_image", "both")
 
 
 class PromptedCLIP(nn.Module):
@@ -126,7 +102,9 @@ class PromptedCLIP(nn.Module):
         expected = {name: tuple(value.shape) for name, value in self.learned.items()}
         found = {name: tuple(value.shape) for name, value in state.items()}
         if expected != found:
-            raise ValueError(f"the prompts hold {found}, the settings ask for {expected}; load them with their own JSON")
+            raise ValueError(
+                f"the prompts hold {found}, the settings ask for {expected}; load them with their own JSON"
+            )
         with torch.no_grad():
             for name, value in state.items():
                 self.learned[name].copy_(value)

@@ -2,15 +2,18 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sam2.modeling.sam2_base import SAM2Base
 
+from stages import torchvision_ops  # noqa: F401  before sam2
 from stages.batch import Batch, fail, well, writable
 from stages.masks import encode_mask
+
+if TYPE_CHECKING:
+    from sam2.modeling.sam2_base import SAM2Base
 
 # SAM2's own image normalisation (sam2.utils.transforms.SAM2Transforms).
 _MEAN = (0.485, 0.456, 0.406)
@@ -74,7 +77,7 @@ class Segment:
 
     def __init__(
         self,
-        model: SAM2Base,
+        model: "SAM2Base",
         *,
         points_per_side: int,
         regions: int,

@@ -8,9 +8,13 @@ import math
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+
+from stages import torchvision_ops  # noqa: F401  before open_clip
+
+# isort: split
 from open_clip.transform import PreprocessCfg
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
-from torch import nn
 
 
 class ImageTower(nn.Module):
@@ -31,7 +35,9 @@ class ImageTower(nn.Module):
         visual = clip.visual
         supported = isinstance(visual, VisionTransformer) and visual.pool_type == "tok" and visual.attn_pool is None
         if not supported or not all(isinstance(b, ResidualAttentionBlock) for b in visual.transformer.resblocks):
-            raise ValueError(f"image tower {type(visual).__name__} is not a plain ViT with CLS pooling; choose another model")
+            raise ValueError(
+                f"image tower {type(visual).__name__} is not a plain ViT with CLS pooling; choose another model"
+            )
         blocks = len(visual.transformer.resblocks)
         if not 1 <= cut < blocks:
             raise ValueError(f"clip.cut is {cut}, the tower has {blocks} blocks; choose 1 to {blocks - 1}")

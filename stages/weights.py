@@ -6,6 +6,9 @@ its architecture:
 
 * SAM2: ``sam2.json`` with the keys ``config`` (a Hydra configuration of the sam2 package) and ``overrides``.
 * CLIP: ``open_clip_config.json``, the format of open_clip's ``local-dir:`` schema.
+
+sam2 and open_clip are imported when one of their models is asked for: each takes seconds, and a process seldom
+needs both.
 """
 
 import hashlib
@@ -15,15 +18,17 @@ import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import open_clip
 import torch
-from hydra import compose
-from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES, build_sam2
-from sam2.modeling.sam2_base import SAM2Base
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+
+from stages import torchvision_ops  # noqa: F401  before sam2 and open_clip
+
+if TYPE_CHECKING:
+    import open_clip
+    from sam2.modeling.sam2_base import SAM2Base
 
 # Parts of SAM2 that only video tracking uses; a checkpoint for images may leave them out.
 VIDEO_PARTS = (
@@ -89,15 +94,24 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     return {name.removeprefix("module."): tensor for name, tensor in content.items()}
 
 
+def sam2_hub_file(model: str) -> str | None:
+    """Name of the weights file of a SAM2 model on the hub; None where the sam2 package does not know the model."""
+    from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES
+
+    return HF_MODEL_ID_TO_FILENAMES.get(model, (None, None))[1]
+
+
 def sam2_image_size(model: str | Path) -> int:
     """Side in pixels of the square image a SAM2 model takes, without building it."""
+    from hydra import compose
+
     config, overrides = _sam2_architecture(model)
     return int(compose(config_name=config, overrides=overrides).model.image_size)
 
 
 def load_sam2(
     model: str | Path, checkpoint: Path | None, *, device: str | torch.device = "cpu", seed: int = 0
-) -> SAM2Base:
+) -> "SAM2Base":
     """A SAM2 image model in evaluation mode.
 
     Args:
@@ -109,6 +123,8 @@ def load_sam2(
     Raises:
         WeightsError: the model's name is unknown, or the checkpoint does not fit it.
     """
+    from sam2.build_sam import build_sam2
+
     config, overrides = _sam2_architecture(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -123,7 +139,7 @@ def load_sam2(
 
 def load_clip(
     model: str | Path, checkpoint: Path | None, *, device: str | torch.device = "cpu", seed: int = 0
-) -> open_clip.CLIP | open_clip.CustomTextCLIP:
+) -> "open_clip.CLIP | open_clip.CustomTextCLIP":
     """A CLIP model in evaluation mode, float32.
 
     Args:
@@ -135,6 +151,8 @@ def load_clip(
     Raises:
         WeightsError: the architecture is unknown, or the checkpoint does not fit it.
     """
+    import open_clip
+
     name = _clip_name(model)
     with torch.random.fork_rng(devices=[]), _without_root_warnings():
         torch.manual_seed(seed)
@@ -153,10 +171,15 @@ def load_clip(
 
 def load_tokenizer(model: str | Path) -> Any:
     """open_clip's tokenizer of a CLIP model: a callable from texts to int64 [N, context length]."""
+    import open_clip
+
     return open_clip.get_tokenizer(_clip_name(model))
 
 
 def _sam2_architecture(model: str | Path) -> tuple[str, list[str]]:
+    # Importing it also makes the package's configurations known to Hydra.
+    from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES
+
     folder = Path(model)
     if (folder / "sam2.json").is_file():
         architecture = json.loads((folder / "sam2.json").read_text())
@@ -170,6 +193,8 @@ def _sam2_architecture(model: str | Path) -> tuple[str, list[str]]:
 def _clip_name(model: str | Path) -> str:
     if (Path(model) / "open_clip_config.json").is_file():
         return f"local-dir:{model}"
+    import open_clip
+
     if str(model) in open_clip.list_models():
         return str(model)
     raise WeightsError(

@@ -1,0 +1,37 @@
+# make demo: the whole pipeline on phantoms.  make test: the tests.  Both make the virtual environment if needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+# What sam2's build needs is installed first and used as it is: an isolated build would fetch another torch.
+export SAM2_BUILD_CUDA = 0
+
+.PHONY: demo test lint constraints clean
+
+demo: $(READY)
+	$(BIN)/medfocus demo --work work
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' \
+		|| { echo "Python 3.11 or 3.12 is needed; set PYTHON to one: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt setuptools wheel numpy torch
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[dev]'
+	touch $@
+
+# Every package pinned, for any platform, from pyproject.toml.
+constraints: $(READY)
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --no-annotate --no-emit-index-url \
+		--no-emit-find-links --python-version 3.11 --custom-compile-command 'make constraints' -o constraints.txt
+
+clean:
+	rm -rf $(VENV) work build *.egg-info
