@@ -26,6 +26,16 @@ _COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "doctor": ("what is installed and reachable, and the mend for what is not", ()),
     "demo": ("the whole pipeline on phantoms, from images to metrics", ()),
 }
+# What each command's ``run`` takes after the configuration.
+_POSITIONS = {
+    "pack": ("source", "shards", "labels"),
+    "embed": ("shards", "features"),
+    "train": ("features", "name"),
+    "score": ("shards", "out", "model"),
+    "evaluate": ("out", "labels"),
+    "doctor": ("probe",),
+    "demo": ("work",),
+}
 _EVERYWHERE = ("storage", "cluster", "tracking")
 
 
@@ -56,10 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(call: argparse.Namespace, config: Config) -> dict[str, Any]:
     # Imported when asked for: ray, torch and mlflow take seconds.
     run: Callable[..., dict[str, Any]] = import_module(f"pipeline.{call.command}").run
-    names = {"pack": ("source", "shards", "labels"), "embed": ("shards", "features"), "train": ("features", "name")}
-    names |= {"score": ("shards", "out", "model"), "evaluate": ("out", "labels"), "doctor": ("probe",), "demo": ()}
     options = {"overwrite": call.overwrite} if call.command in ("embed", "score") else {}
-    return run(config, *(getattr(call, name) for name in names[call.command]), **options)
+    return run(config, *(getattr(call, name) for name in _POSITIONS[call.command]), **options)
 
 
 def _parser() -> argparse.ArgumentParser:

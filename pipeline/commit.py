@@ -19,7 +19,7 @@ from pipeline.manifest import Manifest, ShardEntry
 from pipeline.storage import Location
 
 RUN_FILE = "run.json"
-QUARANTINE = "quarantine"
+PREDICTIONS, FEATURES, QUARANTINE = "predictions", "features", "quarantine"
 
 
 def part_name(shard_sha256: str) -> str:

@@ -57,7 +57,7 @@ class SegmentSection(Section):
         None, description="local path, s3:// URI or hub name; empty means the weights that belong to the model"
     )
     sha256: str | None = Field(None, pattern="^[0-9a-fA-F]{64}$", description="expected SHA-256 of the weights file")
-    points_per_side: int = Field(8, ge=1, le=64, description="points of the prompt grid along each side")
+    points_per_side: int = Field(6, ge=1, le=64, description="points of the prompt grid along each side")
     regions: int = Field(3, ge=1, le=16, description="best candidate masks whose union is the focus mask")
     min_area: float = Field(0.0005, ge=0, lt=1, description="smallest share of the image a region may cover")
     max_area: float = Field(0.5, gt=0, le=1, description="largest share of the image a region may cover")
@@ -87,7 +87,7 @@ class ClipSection(Section):
         None, description="local path, s3:// URI or open_clip tag such as openai; empty means the model's own"
     )
     sha256: str | None = Field(None, pattern="^[0-9a-fA-F]{64}$", description="expected SHA-256 of the weights file")
-    cut: int = Field(5, ge=1, description="blocks below the cut are frozen; their output tokens are kept as features")
+    cut: int = Field(6, ge=1, description="blocks below the cut are frozen; their output tokens are kept as features")
     batch_size: int = Field(32, ge=1, description="images in one pass of the tower")
 
 
@@ -142,17 +142,17 @@ class Config(Section):
 
     work: str = Field("work", description="folder for what a run keeps on this machine: tracking store, checkpoints")
     seed: int = Field(0, ge=0, description="seed of every random choice")
-    storage: StorageSection = StorageSection()
-    cluster: ClusterSection = ClusterSection()
-    pack: PackSection = PackSection()
-    decode: DecodeSection = DecodeSection()
-    segment: SegmentSection = SegmentSection()
-    clip: ClipSection = ClipSection()
-    model: ModelSection = ModelSection()
-    train: TrainSection = TrainSection()
-    score: ScoreSection = ScoreSection()
-    evaluate: EvaluateSection = EvaluateSection()
-    tracking: TrackingSection = TrackingSection()
+    storage: StorageSection = Field(default_factory=StorageSection)
+    cluster: ClusterSection = Field(default_factory=ClusterSection)
+    pack: PackSection = Field(default_factory=PackSection)
+    decode: DecodeSection = Field(default_factory=DecodeSection)
+    segment: SegmentSection = Field(default_factory=SegmentSection)
+    clip: ClipSection = Field(default_factory=ClipSection)
+    model: ModelSection = Field(default_factory=ModelSection)
+    train: TrainSection = Field(default_factory=TrainSection)
+    score: ScoreSection = Field(default_factory=ScoreSection)
+    evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
+    tracking: TrackingSection = Field(default_factory=TrackingSection)
 
 
 def load_config(file: str | None = None, settings: Sequence[str] = ()) -> Config:

@@ -6,7 +6,7 @@ from typing import Any
 from cluster.connect import connected
 from cluster.resources import plan
 from pipeline import tracking
-from pipeline.commit import Output
+from pipeline.commit import FEATURES, Output
 from pipeline.config import Config
 from pipeline.flow import stream
 from pipeline.logs import event, progress
@@ -14,8 +14,6 @@ from pipeline.manifest import read_manifest
 from pipeline.models import Foundation
 from pipeline.storage import locate
 from pipeline.writing import Version
-
-FOLDER = "features"
 
 
 def run(config: Config, shards: str, features: str, *, overwrite: bool = False) -> dict[str, Any]:
@@ -33,7 +31,7 @@ def run(config: Config, shards: str, features: str, *, overwrite: bool = False) 
     source = locate(shards, config.storage)
     manifest = read_manifest(source)
     foundation = Foundation.of(config)
-    output = Output(locate(features, config.storage), FOLDER)
+    output = Output(locate(features, config.storage), FEATURES)
     settings = {"foundation": vars(foundation), "max_pixels": config.decode.max_pixels}
     record = output.begin(settings, manifest, overwrite=overwrite)
     todo = output.unfinished(manifest.shards)

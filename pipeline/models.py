@@ -80,7 +80,7 @@ class Foundation:
         ):
             if source.identity() != identity:
                 raise UsageError(
-                    f"{name}.weights: not the weights this was made with; set {name}.weights to those, or start at embed"
+                    f"{name}.weights: not the weights this was made with; set it to those, or start again at embed"
                 )
         return adopted
 

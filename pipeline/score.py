@@ -6,7 +6,7 @@ from typing import Any
 from cluster.connect import connected
 from cluster.resources import plan
 from pipeline import tracking
-from pipeline.commit import Output
+from pipeline.commit import PREDICTIONS, Output
 from pipeline.config import Config
 from pipeline.errors import TooManyQuarantined
 from pipeline.flow import stream
@@ -15,8 +15,6 @@ from pipeline.manifest import read_manifest
 from pipeline.models import resolve_model
 from pipeline.storage import locate
 from pipeline.writing import Version
-
-FOLDER = "predictions"
 
 
 def run(config: Config, shards: str, out: str, model_uri: str, *, overwrite: bool = False) -> dict[str, Any]:
@@ -38,7 +36,7 @@ def run(config: Config, shards: str, out: str, model_uri: str, *, overwrite: boo
     model, version = resolve_model(model_uri, config)
     config = model.foundation.adopt(config)
     config = config.model_copy(update={"model": config.model.model_copy(update={"focus": model.settings.focus})})
-    output = Output(locate(out, config.storage), FOLDER)
+    output = Output(locate(out, config.storage), PREDICTIONS)
     settings = {
         "model": version,
         "foundation": vars(model.foundation),

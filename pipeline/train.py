@@ -14,14 +14,14 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from cluster.connect import connected
 from cluster.resources import Share, training_share
-from pipeline import embed, tracking
-from pipeline.commit import RUN_FILE, Output, settings_key
+from pipeline import tracking
+from pipeline.commit import FEATURES, RUN_FILE, Output, settings_key
 from pipeline.config import Config
 from pipeline.errors import MedFocusError, UsageError
 from pipeline.logs import event
 from pipeline.models import Foundation, Model, register
-from pipeline.storage import Location, locate
 from pipeline.reading import read_features
+from pipeline.storage import Location, locate
 from pipeline.training_loop import Tuning, tune
 from stages.prompt_settings import PromptSettings
 
@@ -136,7 +136,7 @@ def _finished_features(prefix: Location) -> dict[str, Any]:
 
 def _read_labels(prefix: Location) -> dict[str, list[Any]]:
     """Identity, label and patient of every feature row, without its tokens."""
-    folder = Output(prefix, embed.FOLDER).rows
+    folder = Output(prefix, FEATURES).rows
     names = folder.files(".parquet")
     if not names:
         raise UsageError(f"{prefix.uri}: embed found no labelled image; pack with labels and embed again")
@@ -178,11 +178,11 @@ def _fit(
         reason = str(error).strip().splitlines()[-1][:300]
         raise MedFocusError(f"training failed: {reason}; start it again to go on at the last checkpoint") from error
     outcome = result.return_value
-    return outcome | {"state": {name: torch.from_numpy(value) for name, value in outcome["state"].items()}}
+    return outcome | {"state": {name: torch.tensor(value) for name, value in outcome["state"].items()}}
 
 
 def _datasets(prefix: Location, settings: PromptSettings, validation: frozenset[str]) -> dict[str, ray.data.Dataset]:
-    folder = Output(prefix, embed.FOLDER).rows
+    folder = Output(prefix, FEATURES).rows
     names = folder.files(".parquet")
     context = DataContext.get_current()
     context.execution_options.preserve_order = True  # the same seed sees the same batches

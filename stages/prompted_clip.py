@@ -37,7 +37,9 @@ class PromptedCLIP(nn.Module):
         settings: shape and meaning of the learned part.
     """
 
-    def __init__(self, clip: nn.Module, tokenizer: Any, settings: PromptSettings):
+    text: torch.Tensor
+
+    def __init__(self, clip: Any, tokenizer: Any, settings: PromptSettings):
         super().__init__()
         self.settings = settings
         self.clip = clip
@@ -121,7 +123,7 @@ class PromptedCLIP(nn.Module):
     @contextmanager
     def _context(self) -> Iterator[None]:
         """Add the learned context to the embeddings of the first words, whatever the text tower."""
-        context = self.learned["text_context"] if "text_context" in self.learned else None
+        context = self.learned["text_context"] if self.settings.text_context else None
         if context is None:
             yield
             return
@@ -137,7 +139,7 @@ class PromptedCLIP(nn.Module):
             handle.remove()
 
 
-def _token_embedding(clip: nn.Module) -> nn.Embedding:
+def _token_embedding(clip: Any) -> nn.Embedding:
     """The word embedding of a CLIP's text tower: its largest ``nn.Embedding``."""
     text = getattr(clip, "text", None)
     modules: Sequence[nn.Module] = list((text if isinstance(text, nn.Module) else clip).modules())

@@ -5,6 +5,8 @@ modules are open_clip's own.
 """
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,18 +32,18 @@ class ImageTower(nn.Module):
         ValueError: the tower is of another kind, or has too few blocks for the cut.
     """
 
-    def __init__(self, clip: nn.Module, cut: int):
+    def __init__(self, clip: Any, cut: int):
         super().__init__()
         visual = clip.visual
-        supported = isinstance(visual, VisionTransformer) and visual.pool_type == "tok" and visual.attn_pool is None
-        if not supported or not all(isinstance(b, ResidualAttentionBlock) for b in visual.transformer.resblocks):
+        plain = isinstance(visual, VisionTransformer) and visual.pool_type == "tok" and visual.attn_pool is None
+        if not plain or not all(isinstance(block, ResidualAttentionBlock) for block in visual.transformer.resblocks):
             raise ValueError(
                 f"image tower {type(visual).__name__} is not a plain ViT with CLS pooling; choose another model"
             )
         blocks = len(visual.transformer.resblocks)
         if not 1 <= cut < blocks:
             raise ValueError(f"clip.cut is {cut}, the tower has {blocks} blocks; choose 1 to {blocks - 1}")
-        self.visual = visual
+        self.visual: Any = visual
         self.cut = cut
 
     @property
@@ -103,10 +105,15 @@ class ImageTower(nn.Module):
             prompts: for each block, visual prompt tokens [V, D] that every token also attends to.
             gates: for each block, how much the prompts' part counts in each head, [heads]; 0 is not at all.
         """
-        for index, block in enumerate(self.blocks):
+        blocks = self.blocks
+        for index, block in enumerate(blocks):
             hidden = block.ln_1(tokens)
+            last = index == len(blocks) - 1
+            if last:
+                tokens = tokens[:, :1]  # only CLS is read from the last block
             mixed = _attend(
                 block.attn,
+                hidden[:, :1] if last else hidden,
                 hidden,
                 bias[index] if bias else None,
                 block.ln_1(prompts[index]) if prompts else None,
@@ -120,26 +127,31 @@ class ImageTower(nn.Module):
 
 def _attend(
     attention: nn.MultiheadAttention,
+    asking: torch.Tensor,
     hidden: torch.Tensor,
     bias: torch.Tensor | None,
     prompts: torch.Tensor | None,
     gate: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Self-attention [B, L, D] with a bias on the CLS row, plus gated attention to prompt tokens."""
-    batch, length, width = hidden.shape
+    """Attention [B, Q, D] of the first Q tokens to all L, with a bias on the CLS row, plus gated prompts."""
+    batch, queries, width = asking.shape
     heads = attention.num_heads
+    weight, offset = attention.in_proj_weight, attention.in_proj_bias
 
     def split(x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(-1, (heads, width // heads)).transpose(-2, -3)
 
-    query, key, value = map(split, F.linear(hidden, attention.in_proj_weight, attention.in_proj_bias).chunk(3, -1))
+    def key_and_value(x: torch.Tensor) -> Iterator[torch.Tensor]:
+        return map(split, F.linear(x, weight[width:], offset[width:]).chunk(2, -1))
+
+    query = split(F.linear(asking, weight[:width], offset[:width]))
+    key, value = key_and_value(hidden)
     mask = None
     if bias is not None:
-        mask = F.pad(bias[:, None, None, :], (1, 0, 0, length - 1))  # zero for CLS itself and for all other rows
+        mask = F.pad(bias[:, None, None, :], (1, 0, 0, queries - 1))  # zero for CLS itself and for all other rows
     mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     if prompts is not None and gate is not None:
-        projected = F.linear(prompts, attention.in_proj_weight[width:], attention.in_proj_bias[width:])
-        prompt_key, prompt_value = map(split, projected.chunk(2, -1))
+        prompt_key, prompt_value = key_and_value(prompts)
         logits = query @ prompt_key.transpose(-1, -2) / math.sqrt(width // heads)
         mixed = mixed + torch.tanh(gate)[:, None, None] * (logits.softmax(-1) @ prompt_value)
-    return attention.out_proj(mixed.transpose(1, 2).reshape(batch, length, width))
+    return attention.out_proj(mixed.transpose(1, 2).reshape(batch, queries, width))

@@ -1,0 +1,115 @@
+"""``medfocus demo``: the whole pipeline on phantoms, on this machine, through the commands a cluster would run."""
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cluster.connect import connected
+from pipeline import checkpoints, embed, evaluate, pack, score, tracking, train
+from pipeline.config import Config
+from pipeline.errors import MedFocusError
+from pipeline.logs import event
+from pipeline.metrics import as_lines
+
+# Phantoms of one set: the first are the labelled few, the others the archive.
+_LABELLED, _ARCHIVE = 240, 160
+_UNTRAINED = "The starter SAM2 and CLIP are UNTRAINED (random weights): the run is real, its metrics say nothing."
+# A laptop's worth of work; everything else is at its default.
+_SETTINGS = {"pack": {"rows_per_shard": 40}, "segment": {"points_per_side": 3}, "train": {"epochs": 10}}
+
+
+def run(config: Config, work: str | None = None) -> dict[str, Any]:
+    """Make phantoms, then pack, embed, train, score and evaluate; prints a table of the stages and the metrics.
+
+    Args:
+        config: defaults of the demo give way to what the call sets.
+        work: folder for all that the demo makes; ``demo/`` below it is emptied first.
+    """
+    if work is not None:
+        config = config.model_copy(update={"work": work})
+    config = _small(config)
+    folder = Path(config.work).absolute() / "demo"
+    shutil.rmtree(folder, ignore_errors=True)
+    rows: list[tuple[str, int, float]] = []
+
+    def timed(stage: str, call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        started = time.monotonic()
+        result = call()
+        rows.append((stage, int(result.get("rows", result.get("training_rows", 0))), time.monotonic() - started))
+        return result
+
+    timed("phantoms", lambda: _draw(folder))
+    labelled, archive = str(folder / "labelled"), str(folder / "archive")
+    shards = {name: str(folder / f"{name}-shards") for name in ("labelled", "archive")}
+    with connected(config.cluster.address, config.cluster.cpus):
+        timed("pack", lambda: pack.run(config, f"{labelled}/images", shards["labelled"], f"{labelled}/labels.csv"))
+        timed("pack", lambda: pack.run(config, f"{archive}/images", shards["archive"], f"{archive}/labels.csv"))
+        timed("embed", lambda: embed.run(config, shards["labelled"], str(folder / "features")))
+        trained = timed("train", lambda: train.run(config, str(folder / "features"), "medfocus-demo"))
+        model = trained["model_uri"]
+        scored = timed("score", lambda: score.run(config, shards["archive"], str(folder / "out"), model))
+    judged = timed("evaluate", lambda: evaluate.run(config, str(folder / "out"), shards["archive"]))
+    _print(rows, judged["metrics"], scored, model, config)
+    return {
+        "stages": [{"stage": stage, "images": images, "seconds": seconds} for stage, images, seconds in rows],
+        "model_uri": model,
+        "accuracy": judged["accuracy"],
+        "macro_auroc": judged["macro_auroc"],
+        "scored": scored["scored"],
+        "quarantined": scored["quarantined"],
+        "starter_trained": _starter_trained(config),
+    }
+
+
+def _small(config: Config) -> Config:
+    """The configuration with the demo's sizes where the call leaves the defaults."""
+    sections = {}
+    for name, keys in _SETTINGS.items():
+        section, default = getattr(config, name), getattr(Config(), name)
+        left = {key: value for key, value in keys.items() if getattr(section, key) == getattr(default, key)}
+        sections[name] = section.model_copy(update=left)
+    return config.model_copy(update=sections)
+
+
+def _draw(folder: Path) -> dict[str, Any]:
+    """Two sets of phantoms that share no patient, by the starter's own command."""
+    for name, start, count in (("labelled", 0, _LABELLED), ("archive", _LABELLED, _ARCHIVE)):
+        command = [sys.executable, "-m", "starter.phantoms", str(folder / name)]
+        made = subprocess.run(
+            [*command, "--start", str(start), "--count", str(count)], capture_output=True, text=True, check=False
+        )
+        if made.returncode:
+            reason = (made.stderr.strip().splitlines() or ["no message"])[-1]
+            raise MedFocusError(f"starter.phantoms failed: {reason}; check that {folder} can be written")
+    event("phantoms drawn", images=_LABELLED + _ARCHIVE)
+    return {"rows": _LABELLED + _ARCHIVE}
+
+
+def _starter_trained(config: Config) -> bool:
+    sources = (
+        checkpoints.resolve_sam2(config.segment, config.storage),
+        checkpoints.resolve_clip(config.clip, config.storage),
+    )
+    return all(source.checkpoint is not None for source in sources)
+
+
+def _print(
+    rows: list[tuple[str, int, float]], metrics: dict[str, Any], scored: dict[str, Any], model: str, config: Config
+) -> None:
+    lines = ["", f"{'stage':<10} {'images':>7} {'seconds':>8} {'images/s':>9}"]
+    lines += [f"{stage:<10} {images:>7} {seconds:>8.1f} {images / seconds:>9.1f}" for stage, images, seconds in rows]
+    lines += ["", *as_lines(f"{scored['scored']} images scored by {model}, value and 95 % interval:", metrics), ""]
+    if not _starter_trained(config):
+        lines += [
+            "The starter SAM2 and CLIP are UNTRAINED (random weights): the run is real, its metrics say nothing",
+            "",
+        ]
+    lines += [
+        "Phantoms are drawings; nothing here is for clinical use.",
+        f"See the runs: {Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {tracking.shown_uri(config)}",
+    ]
+    print("\n".join(lines), flush=True)

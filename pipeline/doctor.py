@@ -1,0 +1,127 @@
+"""``medfocus doctor``: what is installed and reachable, and the mend for what is not."""
+
+import platform
+import shutil
+import sys
+import uuid
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from cluster.connect import ClusterError, connected
+from pipeline import checkpoints, tracking
+from pipeline.config import Config
+from pipeline.errors import MedFocusError
+from pipeline.storage import locate, s3_endpoint
+from stages.weights import file_sha256
+
+_LEAST_FREE_BYTES = 2 << 30
+
+
+def run(config: Config, probe: str | None) -> dict[str, Any]:
+    """Check everything a run needs and print a line for each; one failed check does not hide another.
+
+    Args:
+        config: says which cluster, store and weights are meant.
+        probe: prefix below which a small file is written, read and deleted; None leaves object storage out.
+
+    Raises:
+        MedFocusError: something is wrong; the printed lines say what, and the mend.
+    """
+    checks: list[tuple[str, Callable[[], str]]] = [
+        ("python", _python),
+        ("torch", _torch),
+        ("torchvision", _torchvision),
+        ("ray", lambda: _ray(config)),
+        ("storage", lambda: _storage(config, probe)),
+        ("mlflow", lambda: _mlflow(config)),
+        ("sam2 weights", lambda: _weights(checkpoints.resolve_sam2(config.segment, config.storage))),
+        ("clip weights", lambda: _weights(checkpoints.resolve_clip(config.clip, config.storage))),
+        ("disk", lambda: _disk(config)),
+    ]
+    found: dict[str, str] = {}
+    wrong: dict[str, str] = {}
+    for name, check in checks:
+        try:
+            found[name] = check()
+            print(f"ok     {name}: {found[name]}")
+        except Exception as error:  # whatever is wrong with one thing, the others are still worth a look
+            wrong[name] = " ".join(str(error).split())[:300] or type(error).__name__
+            print(f"wrong  {name}: {wrong[name]}")
+    if wrong:
+        raise MedFocusError(
+            f"{len(wrong)} of {len(checks)} checks failed ({', '.join(wrong)}); the lines above say the mend"
+        )
+    return {"checks": found}
+
+
+def _python() -> str:
+    if not (3, 11) <= sys.version_info[:2] < (3, 13):
+        raise MedFocusError(
+            f"Python {platform.python_version()}, MedFocus needs 3.11 or 3.12; make the environment with it"
+        )
+    return f"{platform.python_version()} on {platform.machine()}"
+
+
+def _torch() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        return f"{torch.__version__}, no CUDA device, models run on {torch.get_num_threads()} CPU threads"
+    names = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+    return f"{torch.__version__}, CUDA {torch.version.cuda}, {names}"
+
+
+def _torchvision() -> str:
+    from stages import torchvision_ops
+
+    # isort: split
+    import torchvision
+
+    own = "its own operators" if torchvision_ops.library is None else "stand-in schemas, as the wheel is built for CUDA"
+    return f"{torchvision.__version__}, {own}"
+
+
+def _ray(config: Config) -> str:
+    try:
+        with connected(config.cluster.address, config.cluster.cpus) as resources:
+            held = f"{resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs"
+    except ClusterError as error:
+        raise MedFocusError(str(error)) from error
+    return f"{version('ray')}, {config.cluster.address or 'started here'}: {held}"
+
+
+def _storage(config: Config, probe: str | None) -> str:
+    endpoint = (s3_endpoint(config.storage) or "AWS").rpartition("@")[2]
+    if probe is None:
+        return f"not probed, S3 endpoint {endpoint}; --probe PREFIX writes, reads and deletes a small file"
+    place = locate(probe, config.storage) / f".medfocus-doctor-{uuid.uuid4().hex}"
+    content = uuid.uuid4().bytes
+    place.write(content)
+    try:
+        if place.read() != content:
+            raise MedFocusError(f"{probe}: what was written is not what is read; do not use this storage")
+    finally:
+        place.delete()
+    return f"{probe}: wrote, read and deleted a file, S3 endpoint {endpoint}"
+
+
+def _mlflow(config: Config) -> str:
+    tracking.connect(config)
+    return f"{version('mlflow')}, {tracking.shown_uri(config)}"
+
+
+def _weights(source: checkpoints.Source) -> str:
+    if source.checkpoint is None:
+        return f"{Path(source.model).name}: no weights, runs UNTRAINED with random ones"
+    return f"{source.checkpoint.name}, sha256 {file_sha256(source.checkpoint)}"
+
+
+def _disk(config: Config) -> str:
+    work = Path(config.work).absolute()
+    existing = next(path for path in (work, *work.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < _LEAST_FREE_BYTES:
+        raise MedFocusError(f"{free >> 20} MiB free at {existing}; free some, or set work to a folder on another disk")
+    return f"{free >> 30} GiB free at {existing}"

@@ -1,0 +1,85 @@
+"""Drawing on a square of 0..1 coordinates: warped ellipses and smooth random fields.
+
+All fields are float32 [S, S]; x runs to the right and y down, both from 0 to 1 over the image.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+
+@lru_cache(maxsize=8)
+def _coordinates(size: int) -> tuple[np.ndarray, np.ndarray]:
+    centres = (np.arange(size, dtype=np.float32) + 0.5) / size
+    x, y = np.meshgrid(centres, centres)
+    return x, y
+
+
+@lru_cache(maxsize=64)
+def _interpolation(size: int, cells: int) -> np.ndarray:
+    """Matrix [size, cells] that interpolates linearly between values at cell positions."""
+    position = np.linspace(0, cells - 1, size, dtype=np.float32)
+    left = np.minimum(position.astype(int), cells - 2)
+    share = position - left
+    matrix = np.zeros((size, cells), np.float32)
+    matrix[np.arange(size), left] = 1 - share
+    matrix[np.arange(size), left + 1] = share
+    return matrix
+
+
+def smooth_field(random: np.random.Generator, size: int, cells: int) -> np.ndarray:
+    """A random field [S, S] of about unit variance that changes over 1/cells of the image."""
+    values = random.standard_normal((cells, cells), dtype=np.float32)
+    across = _interpolation(size, cells)
+    return across @ values @ across.T
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """Coordinates of an image, bent a little so that no outline is a perfect ellipse."""
+
+    size: int
+    x: np.ndarray
+    y: np.ndarray
+
+    @classmethod
+    def bent(cls, random: np.random.Generator, size: int, amount: float = 0.012) -> "Canvas":
+        x, y = _coordinates(size)
+        return cls(size, x + amount * smooth_field(random, size, 7), y + amount * smooth_field(random, size, 7))
+
+    def ellipse(self, x: float, y: float, rx: float, ry: float, angle: float = 0.0) -> "Outline":
+        """An ellipse about (x, y) with half axes rx and ry, turned by ``angle`` radians."""
+        reach = max(rx, ry) * 1.1 + 0.05  # what bending may add, and a soft edge
+        rows = slice(max(0, int((y - reach) * self.size)), max(1, int((y + reach) * self.size) + 1))
+        columns = slice(max(0, int((x - reach) * self.size)), max(1, int((x + reach) * self.size) + 1))
+        dx, dy = self.x[rows, columns] - np.float32(x), self.y[rows, columns] - np.float32(y)
+        if angle:
+            cosine, sine = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+            dx, dy = dx * cosine + dy * sine, dy * cosine - dx * sine
+        near = 1 - np.sqrt((dx * np.float32(1 / rx)) ** 2 + (dy * np.float32(1 / ry)) ** 2)
+        return Outline((rows, columns), near, min(rx, ry))
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A closed outline within a window of the image.
+
+    ``near`` is 1 at its centre, 0 on the outline and below 0 outside; ``radius`` is its smaller half axis.
+    """
+
+    window: tuple[slice, slice]
+    near: np.ndarray
+    radius: float
+
+    def fill(self, image: np.ndarray, value: float, softness: float = 0.004) -> None:
+        """Paint ``value`` inside, in place, with an edge ``softness`` of the image wide."""
+        patch = image[self.window]
+        alpha = np.clip(self.near * np.float32(self.radius / softness * 0.5) + np.float32(0.5), 0, 1)
+        patch += alpha * (np.float32(value) - patch)
+
+    def mask(self, size: int) -> np.ndarray:
+        """The inside, bool [size, size]."""
+        whole = np.zeros((size, size), bool)
+        whole[self.window] = self.near > 0
+        return whole

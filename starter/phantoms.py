@@ -1,0 +1,225 @@
+"""Phantoms: grey images with anatomy, lesions whose kind is the class, and the truth about both.
+
+``python -m starter.phantoms FOLDER`` writes a labelled set. Nothing here is a patient, and nothing learned from it
+is for clinical use.
+"""
+
+import argparse
+import csv
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from starter.anatomy import MODALITIES, ORGANS, Anatomy
+from starter.canvas import smooth_field
+from starter.lesions import CLASSES, draw_lesion
+
+Preset = Literal["easy", "hard"]
+PRESETS = ("easy", "hard")
+SITES = ("north", "south", "harbour", "valley", "hill")
+IMAGES_PER_PATIENT = 4
+# Share of the image that one lesion covers; log-uniform between the two.
+_LESION_AREA = {"easy": (0.01, 0.05), "hard": (0.005, 0.012)}
+_MOST_LESIONS = {"easy": 2, "hard": 2}
+# Contrast, gamma and noise of each site's machines.
+_SITE_LOOK = ((1.0, 1.0, 0.012), (0.85, 0.85, 0.02), (1.1, 1.15, 0.016), (0.9, 1.2, 0.028), (1.05, 0.8, 0.02))
+_KIND_WORDS = {
+    "solid mass": ("a solid mass", "a smooth round mass", "a well defined nodule", "a homogeneous bright mass"),
+    "ring lesion": ("a ring lesion", "a ring enhancing lesion", "a mass with a bright rim", "a rim around a dark core"),
+    "spiculated mass": ("a spiculated mass", "a star shaped mass", "a mass with spikes", "an irregular spiky lesion"),
+    "calcification cluster": (
+        "a calcification cluster",
+        "a cluster of calcifications",
+        "many small bright grains",
+        "grouped bright specks",
+    ),
+}
+_MODALITY_WORDS = {
+    "radiograph": ("radiograph", "x-ray", "plain film"),
+    "CT": ("CT scan", "computed tomography slice", "CT image"),
+    "MRI": ("MRI scan", "magnetic resonance image", "MR slice"),
+}
+
+
+@dataclass(frozen=True)
+class Phantom:
+    """One phantom and the truth about it.
+
+    ``image`` is uint8 [S, S]; ``lesions`` bool [n, S, S], one mask a lesion; ``anatomy`` bool [S, S] by the name of
+    the part; ``label`` one of ``CLASSES``, or ``no lesion``.
+    """
+
+    image: np.ndarray
+    lesions: np.ndarray
+    anatomy: dict[str, np.ndarray]
+    label: str
+    modality: str
+    organ: str
+    site: str
+    patient: str
+    caption: str
+
+
+def draw(index: int, *, seed: int = 0, preset: str = "easy", size: int = 256, healthy: float = 0.0) -> Phantom:
+    """Draw the phantom of an index; the same call gives the same phantom, in any order.
+
+    Classes take turns, so that any run of four indices has one of each.
+
+    Args:
+        index: 0 or more. Four indices in a row are images of one patient.
+        seed: of the whole set.
+        preset: ``easy``, or ``hard``: lesions of 0.5 to 3 % of the image, and decoys that look like lesions of the
+            other classes outside of the organ where lesions sit.
+        size: side in pixels, 32 or more.
+        healthy: share of images without a lesion, with the label ``no lesion``.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"preset {preset!r} is not known; use one of {', '.join(PRESETS)}")
+    if size < 32 or index < 0:
+        raise ValueError(f"size {size} and index {index}: size must be 32 or more, index 0 or more")
+    random = np.random.default_rng([seed, index, PRESETS.index(preset)])
+    patient = index // IMAGES_PER_PATIENT
+    site = int(np.random.default_rng([seed, patient]).integers(len(SITES)))
+    organ = list(ORGANS)[int(random.integers(len(ORGANS)))]
+    modality = MODALITIES[int(random.integers(len(MODALITIES)))]
+    label = "no lesion" if random.uniform() < healthy else CLASSES[index % len(CLASSES)]
+    anatomy = ORGANS[organ](random, size, modality)
+    picture = anatomy.picture
+    picture += 0.025 * smooth_field(random, size, 24)
+    lesions = np.zeros((0, size, size), bool)
+    if label != "no lesion":
+        lesions = _draw_lesions(random, anatomy, label, preset)
+    if preset == "hard":
+        _draw_decoys(random, anatomy, label)
+    image = _expose(random, picture, modality, site)
+    caption = _caption(random, modality, organ, label)
+    return Phantom(
+        _burn_in(random, image), lesions, anatomy.parts, label, modality, organ, SITES[site], f"P{patient:05d}", caption
+    )
+
+
+def _draw_lesions(random: np.random.Generator, anatomy: Anatomy, kind: str, preset: str) -> np.ndarray:
+    """Paint lesions of one kind into the host organ, apart from each other; masks [n, S, S], n at least 1."""
+    low, high = np.log(_LESION_AREA[preset])
+    masks: list[np.ndarray] = []
+    for _ in range(int(random.integers(1, _MOST_LESIONS[preset] + 1))):
+        area = float(np.exp(random.uniform(low, high)))
+        free = anatomy.parts[anatomy.host]
+        for mask in masks:
+            free = free & ~_near(mask, area)
+        places = np.flatnonzero(free)
+        if not len(places):
+            break
+        masks.append(draw_lesion(random, anatomy.picture, kind, _pick(random, places, free.shape[0]), area))
+    return np.stack(masks)
+
+
+def _near(mask: np.ndarray, area: float) -> np.ndarray:
+    """The bounding box of a mask, grown by the size of another lesion."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    grown = int(np.ceil(1.6 * np.sqrt(area / np.pi) * mask.shape[0]))
+    box = np.zeros_like(mask)
+    box[max(0, rows[0] - grown) : rows[-1] + grown + 1, max(0, columns[0] - grown) : columns[-1] + grown + 1] = True
+    return box
+
+
+def _pick(random: np.random.Generator, places: np.ndarray, size: int) -> tuple[float, float]:
+    row, column = divmod(int(places[random.integers(len(places))]), size)
+    return (column + 0.5) / size, (row + 0.5) / size
+
+
+def _draw_decoys(random: np.random.Generator, anatomy: Anatomy, label: str) -> None:
+    """Paint lesion-like marks of other classes where no lesion can be: outside of everything drawn."""
+    size = anatomy.picture.shape[0]
+    outside = ~np.any(np.stack(list(anatomy.parts.values())), axis=0)
+    outside[:, : size // 12] = outside[:, -size // 12 :] = False
+    outside[: size // 12] = outside[-size // 12 :] = False
+    places = np.flatnonzero(outside)
+    others = [kind for kind in CLASSES if kind != label]
+    for _ in range(int(random.integers(1, 3))):
+        if len(places):
+            kind = others[int(random.integers(len(others)))]
+            area = float(np.exp(random.uniform(*np.log(_LESION_AREA["hard"]))))
+            draw_lesion(random, anatomy.picture, kind, _pick(random, places, size), area)
+
+
+def _expose(random: np.random.Generator, picture: np.ndarray, modality: str, site: int) -> np.ndarray:
+    """The picture as a machine of the site records it, uint8 [S, S]."""
+    size = picture.shape[0]
+    contrast, gamma, noise = (np.float32(value) for value in _SITE_LOOK[site])
+    grain = random.standard_normal(picture.shape, dtype=np.float32)
+    if modality == "radiograph":
+        exposed = picture * (1 + 0.12 * smooth_field(random, size, 3)) + noise * grain * np.sqrt(picture.clip(0.05))
+    elif modality == "CT":
+        exposed = picture + noise * 1.3 * grain + noise * smooth_field(random, size, 48)
+    else:  # a receive coil's bias field, and Rician noise
+        field = picture.clip(0) * np.exp(0.15 * smooth_field(random, size, 3))
+        other = random.standard_normal(picture.shape, dtype=np.float32)
+        exposed = np.sqrt((field + noise * grain) ** 2 + (noise * other) ** 2)
+    scaled = np.clip(exposed * (contrast * np.float32(random.uniform(0.92, 1.08))), 0, 1) ** gamma
+    return (scaled * 255).astype(np.uint8)
+
+
+def _burn_in(random: np.random.Generator, image: np.ndarray) -> np.ndarray:
+    """Markers and borders that machines and people leave; they tell nothing of the class."""
+    size = image.shape[0]
+    picture = Image.fromarray(image)
+    pen = ImageDraw.Draw(picture)
+    if random.uniform() < 0.5:
+        corner = (size * random.choice([0.02, 0.86]), size * random.choice([0.02, 0.9]))
+        pen.text(corner, str(random.choice(["L", "R", "PA", "SUP"])), fill=230)
+    if random.uniform() < 0.2:
+        pen.rectangle((0, 0, size - 1, size - 1), outline=int(random.integers(90, 200)), width=max(1, size // 128))
+    if random.uniform() < 0.2:  # a tube
+        points = [(size * random.uniform(0.3, 0.7), size * step / 5) for step in range(6)]
+        pen.line(points, fill=int(random.integers(150, 220)), width=max(1, size // 128), joint="curve")
+    return np.asarray(picture)
+
+
+def _caption(random: np.random.Generator, modality: str, organ: str, label: str) -> str:
+    how = _MODALITY_WORDS[modality][int(random.integers(len(_MODALITY_WORDS[modality])))]
+    if label == "no lesion":
+        what = ("no lesion", "normal findings", "nothing abnormal")[int(random.integers(3))]
+    else:
+        what = _KIND_WORDS[label][int(random.integers(len(_KIND_WORDS[label])))]
+    forms = ("a {organ} {how} showing {what}", "a {how} of the {organ} with {what}", "{what} on a {organ} {how}")
+    return forms[int(random.integers(len(forms)))].format(organ=organ, how=how, what=what)
+
+
+def write_set(folder: Path, count: int, *, seed: int, preset: str, size: int, start: int = 0) -> None:
+    """Write phantoms ``start`` to ``start + count - 1`` as ``images/*.png`` and ``masks/*.png``, and ``labels.csv``."""
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    with (folder / "labels.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["file", "label", "patient_id", "site"])
+        for index in range(start, start + count):
+            phantom = draw(index, seed=seed, preset=preset, size=size)
+            name = f"{index:06d}.png"
+            Image.fromarray(phantom.image).save(folder / "images" / name)
+            Image.fromarray(phantom.lesions.any(0).astype(np.uint8) * 255).save(folder / "masks" / name)
+            table.writerow([name, phantom.label, phantom.patient, phantom.site])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m starter.phantoms", description=__doc__)
+    parser.add_argument("folder", type=Path, help="where images/, masks/ and labels.csv are written")
+    parser.add_argument("--count", type=int, default=400, help="number of phantoms (default: 400)")
+    parser.add_argument("--start", type=int, default=0, help="index of the first; sets that do not overlap share none")
+    parser.add_argument("--preset", choices=PRESETS, default="easy")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--size", type=int, default=256, help="side in pixels (default: 256)")
+    call = parser.parse_args()
+    write_set(call.folder, call.count, seed=call.seed, preset=call.preset, size=call.size, start=call.start)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
