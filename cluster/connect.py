@@ -7,15 +7,14 @@ from contextlib import contextmanager
 
 # Before Ray is imported: nothing is reported outside, and workers keep to what they are asked.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 
 import ray
 from ray.data import DataContext
 
-
-class ClusterError(Exception):
-    """No cluster; the message is one line and says what to do."""
+from cluster.errors import ClusterError
 
 
 @contextmanager
@@ -56,7 +55,7 @@ def connected(address: str | None, cpus: int | None) -> Iterator[dict[str, float
 
 def _quiet_data() -> None:
     for name in ("ray", "ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what fails is told once, by the command
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

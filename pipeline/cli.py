@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from cluster.errors import ClusterError
 from pipeline.config import Config, documented_keys, load_config
 from pipeline.errors import MedFocusError, TooManyQuarantined, UsageError
 from pipeline.logs import configure, log
@@ -54,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _told(error)
     except MedFocusError as error:
         return _told(error)
+    except ClusterError as error:
+        return _told(MedFocusError(str(error)))
     except KeyboardInterrupt:
         log.error("stopped; the same call goes on from here")
         return 1

@@ -222,5 +222,7 @@ def _one_line(error: ValidationError) -> str:
         near = difflib.get_close_matches(key, [name for name, _, _ in documented_keys()], n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]}?" if near else "; medfocus --help lists the keys"
         return f"{key}: unknown configuration key{hint}"
+    if problem["type"] == "value_error":  # a check of more than one key
+        return f"{key}: {problem['ctx']['error']}; correct it in --config or --set"
     message = problem["msg"][0].lower() + problem["msg"][1:]
     return f"{key}: {message}, found {problem['input']!r}; correct it in --config or --set"

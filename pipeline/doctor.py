@@ -9,7 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from cluster.connect import ClusterError, connected
+from cluster.connect import connected
+from cluster.errors import ClusterError
 from pipeline import checkpoints, tracking
 from pipeline.config import Config
 from pipeline.errors import MedFocusError

@@ -8,6 +8,7 @@ from cluster.resources import plan
 from pipeline import tracking
 from pipeline.commit import FEATURES, Output
 from pipeline.config import Config
+from pipeline.errors import before_start
 from pipeline.flow import stream
 from pipeline.logs import event, progress
 from pipeline.manifest import read_manifest
@@ -28,12 +29,13 @@ def run(config: Config, shards: str, features: str, *, overwrite: bool = False) 
     Raises:
         UsageError: there are no shards, or ``features`` holds rows made by other settings.
     """
-    source = locate(shards, config.storage)
-    manifest = read_manifest(source)
-    foundation = Foundation.of(config)
-    output = Output(locate(features, config.storage), FEATURES)
-    settings = {"foundation": vars(foundation), "max_pixels": config.decode.max_pixels}
-    record = output.begin(settings, manifest, overwrite=overwrite)
+    with before_start():
+        source = locate(shards, config.storage)
+        manifest = read_manifest(source)
+        foundation = Foundation.of(config)
+        output = Output(locate(features, config.storage), FEATURES)
+        settings = {"foundation": vars(foundation), "max_pixels": config.decode.max_pixels}
+        record = output.begin(settings, manifest, overwrite=overwrite)
     todo = output.unfinished(manifest.shards)
     resumed = manifest.rows - sum(shard.rows for shard in todo)
     started = time.monotonic()

@@ -1,5 +1,7 @@
 """Errors a user sees: one line that names the thing and the mend, and the exit code that goes with it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -26,3 +28,12 @@ class TooManyQuarantined(MedFocusError):
     def __init__(self, message: str, result: dict[str, Any]):
         super().__init__(message)
         self.result = result
+
+
+@contextmanager
+def before_start() -> Iterator[None]:
+    """What fails in here fails before anything was started: the call is wrong (exit 2)."""
+    try:
+        yield
+    except MedFocusError as error:
+        raise UsageError(str(error)) from error

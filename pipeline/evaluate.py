@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from pipeline import charts, records, tracking
 from pipeline.commit import PREDICTIONS, RUN_FILE, Output
 from pipeline.config import Config, EvaluateSection
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, before_start
 from pipeline.logs import event, log
 from pipeline.manifest import FILE, read_manifest
 from pipeline.metrics import Judged, as_lines, calibration, confusion, measure
@@ -37,10 +37,11 @@ def run(config: Config, out: str, labels: str) -> dict[str, Any]:
     Raises:
         UsageError: there are no predictions, they are of several models, or the labels do not fit them.
     """
-    output = Output(locate(out, config.storage), PREDICTIONS)
-    predictions, classes, version = _read_predictions(output)
-    truth = _read_labels(locate(labels, config.storage))
-    judged, sites, unlabelled = _match(predictions, truth, classes, labels)
+    with before_start():
+        output = Output(locate(out, config.storage), PREDICTIONS)
+        predictions, classes, version = _read_predictions(output)
+        truth = _read_labels(locate(labels, config.storage))
+        judged, sites, unlabelled = _match(predictions, truth, classes, labels)
     with tracking.run("evaluate", config) as active:
         tracking.log_parameters({"model_version": version})
         record = (output.prefix / RUN_FILE).read_json()

@@ -15,7 +15,7 @@ import ray
 from cluster.connect import connected
 from pipeline import tracking
 from pipeline.config import Config, PackSection
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, before_start
 from pipeline.logs import event, log, progress
 from pipeline.manifest import FILE, ShardEntry, write_manifest
 from pipeline.shard_writer import ImageFile, write_shard
@@ -38,10 +38,11 @@ def run(config: Config, source: str, shards: str, labels: str | None) -> dict[st
     Raises:
         UsageError: there are no images, the labels name none of them, or ``shards`` is taken.
     """
-    origin, target = locate(source, config.storage), locate(shards, config.storage)
-    if (target / FILE).exists():
-        raise UsageError(f"{target.uri}: holds packed shards already; choose a new prefix or remove them")
-    images = _find(origin, labels, config)
+    with before_start():
+        origin, target = locate(source, config.storage), locate(shards, config.storage)
+        if (target / FILE).exists():
+            raise UsageError(f"{target.uri}: holds packed shards already; choose a new prefix or remove them")
+        images = _find(origin, labels, config)
     plans = list(_plan(images, config.pack))
     with tracking.run("pack", config) as active, connected(config.cluster.address, config.cluster.cpus):
         entries = _write(plans, origin, target, len(images))

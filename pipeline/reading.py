@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import records
-from pipeline.errors import MedFocusError
+from pipeline.errors import MedFocusError, UsageError
 from pipeline.manifest import ShardEntry
 from pipeline.storage import Location
 from stages.decode import Decode
@@ -21,8 +21,7 @@ def read_shard(shard: ShardEntry, source: Location) -> pa.Table:
     """The rows of a shard, checked against the manifest.
 
     Raises:
-        UsageError: it is not a shard, or a column is missing.
-        MedFocusError: its content is not what the manifest names.
+        MedFocusError: it is not a shard, a column is missing, or its content is not what the manifest names.
     """
     location = source / shard.name
     content = location.read()
@@ -32,7 +31,10 @@ def read_shard(shard: ShardEntry, source: Location) -> pa.Table:
         file = pq.ParquetFile(pa.BufferReader(content))
     except pa.ArrowInvalid as error:
         raise MedFocusError(f"{location.uri}: not a Parquet file; pack the images again") from error
-    records.check_record(file.schema_arrow, records.SHARD, location.uri)
+    try:
+        records.check_record(file.schema_arrow, records.SHARD, location.uri)
+    except UsageError as error:
+        raise MedFocusError(str(error)) from error  # too late to be a matter of the call
     return file.read()
 
 

@@ -8,7 +8,7 @@ from cluster.resources import plan
 from pipeline import tracking
 from pipeline.commit import PREDICTIONS, Output
 from pipeline.config import Config
-from pipeline.errors import TooManyQuarantined
+from pipeline.errors import TooManyQuarantined, before_start
 from pipeline.flow import stream
 from pipeline.logs import event, progress
 from pipeline.manifest import read_manifest
@@ -31,19 +31,20 @@ def run(config: Config, shards: str, out: str, model_uri: str, *, overwrite: boo
         UsageError: there are no shards or no such model, or ``out`` holds rows of another model.
         TooManyQuarantined: done, but the share of quarantined rows is above ``score.max_quarantined``.
     """
-    source = locate(shards, config.storage)
-    manifest = read_manifest(source)
-    model, version = resolve_model(model_uri, config)
-    config = model.foundation.adopt(config)
-    config = config.model_copy(update={"model": config.model.model_copy(update={"focus": model.settings.focus})})
-    output = Output(locate(out, config.storage), PREDICTIONS)
-    settings = {
-        "model": version,
-        "foundation": vars(model.foundation),
-        "max_pixels": config.decode.max_pixels,
-        "accept_at": config.score.accept_at,
-    }
-    record = output.begin(settings, manifest, overwrite=overwrite)
+    with before_start():
+        source = locate(shards, config.storage)
+        manifest = read_manifest(source)
+        model, version = resolve_model(model_uri, config)
+        config = model.foundation.adopt(config)
+        config = config.model_copy(update={"model": config.model.model_copy(update={"focus": model.settings.focus})})
+        output = Output(locate(out, config.storage), PREDICTIONS)
+        settings = {
+            "model": version,
+            "foundation": vars(model.foundation),
+            "max_pixels": config.decode.max_pixels,
+            "accept_at": config.score.accept_at,
+        }
+        record = output.begin(settings, manifest, overwrite=overwrite)
     todo = output.unfinished(manifest.shards)
     resumed = manifest.rows - sum(shard.rows for shard in todo)
     started = time.monotonic()

@@ -106,7 +106,7 @@ def locate(uri: str, config: StorageSection) -> Location:
     """The location of a local path or an ``s3://bucket/key`` URI.
 
     Raises:
-        StorageError: the URI has another scheme or no bucket.
+        StorageError: the URI has another scheme or no bucket, or the bucket is not there or may not be used.
     """
     if "://" not in uri:
         path = str(Path(uri).expanduser().absolute())
@@ -114,7 +114,10 @@ def locate(uri: str, config: StorageSection) -> Location:
     scheme, _, rest = uri.partition("://")
     if scheme != "s3" or not rest.strip("/"):
         raise StorageError(f"{uri}: not a local path or s3://bucket/prefix URI; correct it")
-    return Location(_s3(config), rest.rstrip("/"), uri.rstrip("/"))
+    filesystem, bucket = _s3(config), rest.split("/")[0]
+    if not Location(filesystem, bucket, uri).exists():
+        raise StorageError(f"{uri}: {_MENDS['NO_SUCH_BUCKET']}")
+    return Location(filesystem, rest.rstrip("/"), uri.rstrip("/"))
 
 
 def s3_endpoint(config: StorageSection) -> str | None:

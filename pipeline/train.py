@@ -17,7 +17,7 @@ from cluster.resources import Share, training_share
 from pipeline import tracking
 from pipeline.commit import FEATURES, RUN_FILE, Output, settings_key
 from pipeline.config import Config
-from pipeline.errors import MedFocusError, UsageError
+from pipeline.errors import MedFocusError, UsageError, before_start
 from pipeline.logs import event
 from pipeline.models import Foundation, Model, register
 from pipeline.reading import read_features
@@ -41,16 +41,17 @@ def run(config: Config, features: str, name: str) -> dict[str, Any]:
     Raises:
         UsageError: the features are not finished, or the labels do not suffice.
     """
-    prefix = locate(features, config.storage)
-    record = _finished_features(prefix)
-    foundation = Foundation(**record["settings"]["foundation"])
-    if config.model.focus in ("masked_image", "both") and not foundation.region:
-        raise UsageError(
-            f"{prefix.uri}: made without masked images, which model.focus={config.model.focus} needs; embed again"
-        )
-    config = foundation.adopt(config)
-    labels = _read_labels(prefix)
-    validation = split(labels, config.train.validation_share, config.seed)
+    with before_start():
+        prefix = locate(features, config.storage)
+        record = _finished_features(prefix)
+        foundation = Foundation(**record["settings"]["foundation"])
+        if config.model.focus in ("masked_image", "both") and not foundation.region:
+            raise UsageError(
+                f"{prefix.uri}: made without masked images, which model.focus={config.model.focus} needs; embed again"
+            )
+        config = foundation.adopt(config)
+        labels = _read_labels(prefix)
+        validation = split(labels, config.train.validation_share, config.seed)
     settings = PromptSettings(
         classes=tuple(sorted(set(labels["label"]))), cut=config.clip.cut, **config.model.model_dump()
     )

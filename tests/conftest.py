@@ -1,0 +1,114 @@
+import io
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import boto3
+import numpy as np
+import pytest
+from PIL import Image
+
+from stages import torchvision_ops  # noqa: F401  before any test imports sam2 or open_clip
+from tests import servers
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--brain-mri",
+        type=Path,
+        default=REPOSITORY.parent / "shared" / "data" / "brain_tumor_mri",
+        help="folder with train/ and test/ of real MRI slices, a folder a class",
+    )
+
+
+@pytest.fixture(scope="session")
+def brain_mri(request: pytest.FixtureRequest) -> Path:
+    folder = request.config.getoption("--brain-mri")
+    if not folder.is_dir():
+        pytest.skip(f"real MRI slices are not at {folder}; give their folder with --brain-mri")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def starter_sam2():
+    from pipeline import checkpoints
+    from pipeline.config import Config
+    from stages.weights import load_sam2
+
+    source = checkpoints.resolve_sam2(Config().segment, Config().storage)
+    return load_sam2(source.model, source.checkpoint)
+
+
+@pytest.fixture(scope="session")
+def starter_clip():
+    from pipeline import checkpoints
+    from pipeline.config import Config
+    from stages.weights import load_clip
+
+    source = checkpoints.resolve_clip(Config().clip, Config().storage)
+    return load_clip(source.model, source.checkpoint)
+
+
+@pytest.fixture(scope="session")
+def starter_tokenizer():
+    from pipeline import checkpoints
+    from pipeline.config import Config
+    from stages.weights import load_tokenizer
+
+    return load_tokenizer(checkpoints.resolve_clip(Config().clip, Config().storage).model)
+
+
+@pytest.fixture(scope="session")
+def s3_url() -> Iterator[str]:
+    with servers.s3() as url:
+        yield url
+
+
+@pytest.fixture
+def s3(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Make a bucket; the environment points at the S3 server as a user's would."""
+    settings = {
+        "AWS_ENDPOINT_URL": s3_url,
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+
+    def make(bucket: str) -> str:
+        boto3.client("s3", region_name="us-east-1").create_bucket(Bucket=bucket)
+        return f"s3://{bucket}"
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def mlflow_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with servers.mlflow(tmp_path_factory.mktemp("mlflow")) as url:
+        yield url
+
+
+@pytest.fixture(autouse=True)
+def no_outside_tracking(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One local Ray for the tests of a process that stream."""
+    from cluster.connect import connected
+
+    with connected(None, os.cpu_count()):
+        yield
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """Encode uint8 [H, W] or [H, W, 3] as PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()

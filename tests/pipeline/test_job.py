@@ -1,0 +1,299 @@
+"""The whole job in this process on local folders: what is written, and what a second call does."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import mlflow
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from pipeline import embed, evaluate, pack, records, score, train
+from pipeline.config import Config, load_config
+from pipeline.errors import MedFocusError, TooManyQuarantined, UsageError
+from pipeline.manifest import read_manifest
+from pipeline.models import resolve_model
+from pipeline.storage import locate
+from stages.classify import Classify
+from stages.decode import Decode
+from stages.embed import Embed
+from stages.masks import decode_mask
+from stages.prompted_clip import PromptedCLIP
+from stages.segment import Segment
+
+COUNT, BAD = 48, 3
+
+
+def rows_of(folder: Path) -> list[dict]:
+    return [row for file in sorted(folder.glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> SimpleNamespace:
+    """Phantoms and three bad images, packed, embedded, trained on, scored and evaluated."""
+    root = tmp_path_factory.mktemp("job")
+    command = [sys.executable, "-m", "starter.phantoms", str(root), "--count", str(COUNT)]
+    subprocess.run(command, check=True)
+    (root / "images" / "zero.png").write_bytes(b"")
+    (root / "images" / "cut.png").write_bytes((root / "images" / "000000.png").read_bytes()[:500])
+    (root / "images" / "text.jpg").write_bytes(b"this is no image")
+    with (root / "labels.csv").open("a") as labels:
+        labels.write("zero.png,ring lesion,P99999,north\n")
+    settings = ["pack.rows_per_shard=20", "segment.points_per_side=2", "train.epochs=3", "evaluate.resamples=50"]
+    config = load_config(None, [f"work={root / 'work'}", "score.max_quarantined=0.2", *settings])
+    paths = SimpleNamespace(**{name: str(root / name) for name in ("shards", "features", "out")})
+    packed = pack.run(config, str(root / "images"), paths.shards, str(root / "labels.csv"))
+    embedded = embed.run(config, paths.shards, paths.features)
+    trained = train.run(config, paths.features, "phantoms")
+    scored = score.run(config, paths.shards, paths.out, trained["model_uri"])
+    evaluated = evaluate.run(config, paths.out, paths.shards)
+    return SimpleNamespace(**locals())
+
+
+def test_pack_bounds_shards_and_names_what_they_hold(job: SimpleNamespace) -> None:
+    assert job.packed["rows"] == COUNT + BAD and job.packed["labelled"] == COUNT + 1
+    manifest = read_manifest(locate(job.paths.shards, job.config.storage))
+    assert [shard.rows for shard in manifest.shards] == [20, 20, 11]
+    rows = rows_of(Path(job.paths.shards))
+    assert {row["image_id"] for row in rows} == {path.name for path in (job.root / "images").iterdir()}
+    for row in rows:
+        assert (job.root / "images" / row["image_id"]).read_bytes() == row["image"]
+        assert Path(row["source_uri"]).name == row["image_id"]
+    known = {row["image_id"]: row for row in rows}
+    assert known["000000.png"]["label"] == "solid mass" and known["000000.png"]["patient_id"] == "P00000"
+    assert known["cut.png"]["label"] is None and known["cut.png"]["patient_id"] is None
+    assert known["000000.png"]["media_type"] == "image/png" and known["text.jpg"]["media_type"] == "image/jpeg"
+
+
+def test_every_image_is_in_predictions_or_quarantine_once(job: SimpleNamespace) -> None:
+    predicted, refused = rows_of(job.root / "out" / "predictions"), rows_of(job.root / "out" / "quarantine")
+    ids = [row["image_id"] for row in predicted + refused]
+    assert sorted(ids) == sorted(path.name for path in (job.root / "images").iterdir())
+    assert {row["image_id"]: row["error"] for row in refused} == {
+        "zero.png": "EmptyImage",
+        "cut.png": "Undecodable",
+        "text.jpg": "Undecodable",
+    }
+    assert job.scored["scored"] == COUNT and job.scored["quarantined"] == BAD and job.scored["resumed"] == 0
+
+
+def test_predictions_equal_the_stages_run_bare(
+    job: SimpleNamespace, starter_sam2, starter_clip, starter_tokenizer
+) -> None:
+    """The same images through the stages in this process, without Ray, shards or storage."""
+    model, _ = resolve_model(job.trained["model_uri"], job.config)
+    predicted = {row["image_id"]: row for row in rows_of(job.root / "out" / "predictions")}
+    names = ["000003.png", "000017.png", "000040.png"]
+    batch = {
+        "image_id": np.array(names, object),
+        "image": np.array([(job.root / "images" / name).read_bytes() for name in names], object),
+        "media_type": np.full(3, "image/png", object),
+    }
+    options = job.config.segment.model_dump(exclude={"model", "weights", "sha256"})
+    prompted = PromptedCLIP(starter_clip, starter_tokenizer, model.settings)
+    prompted.load_learned(model.state)
+    for stage in (
+        Decode(size=256, max_pixels=10**8),
+        Segment(starter_sam2, **options),
+        Embed(prompted.tower, region=True, batch_size=3),
+        Classify(prompted, accept_at=job.config.score.accept_at, batch_size=3),
+    ):
+        batch = stage(batch)
+    for row, name in enumerate(names):
+        found = predicted[name]
+        assert np.allclose(found["probabilities"], batch["probabilities"][row], atol=2e-3)
+        height, width = found["mask"]["size"]
+        ours = decode_mask(batch["mask_counts"][row], height, width)
+        theirs = decode_mask(found["mask"]["counts"], height, width)
+        assert (ours & theirs).sum() / max((ours | theirs).sum(), 1) > 0.98
+        assert found["label"] == model.settings.classes[int(np.argmax(found["probabilities"]))]
+        assert found["confidence"] == pytest.approx(max(found["probabilities"]))
+        assert found["model_version"] == "phantoms/1"
+
+
+def test_features_hold_the_labelled_images_and_no_other(job: SimpleNamespace) -> None:
+    files = sorted((job.root / "features" / "features").glob("*.parquet"))
+    rows = [
+        row for file in files for row in pq.read_table(file, columns=["image_id", "label", "model_key"]).to_pylist()
+    ]
+    assert {row["image_id"] for row in rows} == {f"{index:06d}.png" for index in range(COUNT)} and len(rows) == COUNT
+    assert {row["model_key"] for row in rows} == {job.embedded["model_key"]}
+    schema = pq.read_schema(files[0])
+    records.check_record(schema, records.feature_schema(197, 256, region=True), "features")
+    assert [row["image_id"] for row in rows_of(job.root / "features" / "quarantine")] == ["zero.png"]
+
+
+def test_training_registers_a_small_model_of_tensors(job: SimpleNamespace) -> None:
+    model, version = resolve_model(job.trained["model_uri"], job.config)
+    assert version == "phantoms/1" and set(model.settings.classes) == {
+        row["label"] for row in rows_of(job.root / "out" / "predictions")
+    } | set(model.settings.classes)
+    assert sum(value.numel() for value in model.state.values()) == job.trained["learned_parameters"] < 20_000
+    assert all(torch.isfinite(value).all() for value in model.state.values())
+    client = mlflow.MlflowClient()
+    files = {file.path: file.file_size for file in client.list_artifacts(job.trained["mlflow_run_id"], "model")}
+    assert set(files) == {"model/prompts.safetensors", "model/prompts.json"} and sum(files.values()) < 4 << 20
+    history = client.get_metric_history(job.trained["mlflow_run_id"], "validation_loss")
+    assert [entry.step for entry in history if entry.step > 0][:2] == [1, 2]
+    assert not list((job.root / "features" / "training").glob("*"))
+
+
+def test_every_command_is_one_run_of_the_experiment(job: SimpleNamespace) -> None:
+    runs = mlflow.search_runs(experiment_names=["medfocus"], output_format="list")
+    by_command = {run.data.tags["medfocus.command"]: run for run in runs}
+    assert sorted(run.data.tags["medfocus.command"] for run in runs if run.info.status == "FINISHED")
+    assert set(by_command) >= {"pack", "embed", "train", "score", "evaluate"}
+    for name, result in (("score", job.scored), ("train", job.trained), ("evaluate", job.evaluated)):
+        run = by_command[name]
+        assert run.info.run_id == result["mlflow_run_id"] and run.info.status == "FINISHED"
+        assert run.data.params["segment.points_per_side"] == "2"
+        assert run.inputs.dataset_inputs[0].dataset.digest
+    assert by_command["score"].data.metrics["quarantined"] == BAD
+    pictures = {file.path for file in mlflow.MlflowClient().list_artifacts(job.evaluated["mlflow_run_id"])}
+    assert pictures == {"confusion_matrix.png", "reliability_diagram.png", "metrics.json"}
+
+
+def test_nothing_tracked_names_a_patient(job: SimpleNamespace) -> None:
+    runs = mlflow.search_runs(experiment_names=["medfocus"], output_format="list")
+    text = json.dumps([run.to_dictionary() for run in runs], default=str)
+    assert "P00000" not in text and "000000.png" not in text
+
+
+def test_evaluation_is_of_the_labelled_predictions(job: SimpleNamespace) -> None:
+    assert job.evaluated["rows"] == COUNT and job.evaluated["unlabelled"] == 0 and job.evaluated["quarantined"] == BAD
+    predicted = {row["image_id"]: row["label"] for row in rows_of(job.root / "out" / "predictions")}
+    truth = {row["image_id"]: row["label"] for row in rows_of(Path(job.paths.shards)) if row["label"]}
+    right = np.mean([predicted[name] == truth[name] for name in predicted])
+    assert job.evaluated["accuracy"] == pytest.approx(right)
+    assert set(job.evaluated["sites"]) == {row["site"] for row in rows_of(job.root / "out" / "predictions")}
+    from_csv = evaluate.run(job.config, job.paths.out, str(job.root / "labels.csv"))
+    assert from_csv["metrics"] == job.evaluated["metrics"]
+
+
+def test_a_second_score_reads_nothing_and_changes_nothing(job: SimpleNamespace) -> None:
+    files = sorted((job.root / "out").rglob("*.parquet"))
+    before = [(file, file.stat().st_mtime_ns) for file in files]
+    again = score.run(job.config, job.paths.shards, job.paths.out, job.trained["model_uri"])
+    assert again["resumed"] == COUNT + BAD and again["scored"] == COUNT
+    assert again["mlflow_run_id"] == job.scored["mlflow_run_id"]
+    assert before == [(file, file.stat().st_mtime_ns) for file in files]
+
+
+def test_a_lost_shard_alone_is_scored_again_with_the_same_result(job: SimpleNamespace) -> None:
+    before = sorted(rows_of(job.root / "out" / "predictions"), key=lambda row: row["image_id"])
+    lost = sorted((job.root / "out" / "predictions").glob("*.parquet"))[0]
+    lost.unlink()
+    again = score.run(job.config, job.paths.shards, job.paths.out, job.trained["model_uri"])
+    assert again["resumed"] in (31, 40)
+    after = sorted(rows_of(job.root / "out" / "predictions"), key=lambda row: row["image_id"])
+    assert [row["image_id"] for row in before] == [row["image_id"] for row in after]
+    assert all(
+        np.allclose(a["probabilities"], b["probabilities"], atol=1e-6) for a, b in zip(before, after, strict=True)
+    )
+    assert len(rows_of(job.root / "out" / "quarantine")) == BAD
+
+
+def test_other_settings_never_mix_into_an_output(job: SimpleNamespace) -> None:
+    stricter = load_config(None, [f"work={job.root / 'work'}", "score.accept_at=0.9", "score.max_quarantined=0.2"])
+    with pytest.raises(UsageError, match="made with another accept_at; choose a new prefix or --overwrite"):
+        score.run(stricter, job.paths.shards, job.paths.out, job.trained["model_uri"])
+    with pytest.raises(UsageError, match=r"clip\.cut: 5 asked, made with 6"):
+        other = load_config(None, [f"work={job.root / 'work'}", "clip.cut=5"])
+        score.run(other, job.paths.shards, job.paths.out, job.trained["model_uri"])
+
+
+def test_shards_that_changed_are_stale(job: SimpleNamespace, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(job.paths.out, out)
+    other = tmp_path / "shards"
+    pack.run(job.config.model_copy(update={"pack": Config().pack}), str(job.root / "images"), str(other), None)
+    with pytest.raises(UsageError, match="rows of 3 shards that are not, or no longer, in SHARDS"):
+        score.run(job.config, str(other), str(out), job.trained["model_uri"])
+
+
+def test_too_many_in_quarantine_is_told_with_the_result(job: SimpleNamespace) -> None:
+    section = job.config.score.model_copy(update={"max_quarantined": 0.01})
+    with pytest.raises(TooManyQuarantined, match="3 of 51 rows are in quarantine") as caught:
+        score.run(
+            job.config.model_copy(update={"score": section}), job.paths.shards, job.paths.out, job.trained["model_uri"]
+        )
+    assert caught.value.result["quarantined"] == BAD and caught.value.exit_code == 3
+
+
+def test_training_again_gives_the_same_prompts(job: SimpleNamespace) -> None:
+    again = train.run(job.config, job.paths.features, "phantoms")
+    assert again["model_uri"] == "models:/phantoms/2"
+    first, _ = resolve_model(job.trained["model_uri"], job.config)
+    second, _ = resolve_model(again["model_uri"], job.config)
+    assert all(torch.allclose(first.state[name], second.state[name], atol=1e-5) for name in first.state)
+
+
+def test_a_model_folder_serves_as_well_as_the_registry(job: SimpleNamespace, tmp_path: Path) -> None:
+    model, _ = resolve_model(job.trained["model_uri"], job.config)
+    model.save(tmp_path / "model")
+    read, version = resolve_model(str(tmp_path / "model"), job.config)
+    assert version.startswith("folder/") and read.settings == model.settings and read.foundation == model.foundation
+    assert all(torch.equal(read.state[name], model.state[name]) for name in model.state)
+
+
+@pytest.mark.parametrize("change", ["missing column", "changed bytes", "no parquet"])
+def test_a_shard_that_is_none_is_one_clear_line(job: SimpleNamespace, tmp_path: Path, change: str) -> None:
+    import hashlib
+
+    from pipeline.cli import _unwrapped
+
+    shards = tmp_path / "shards"
+    shutil.copytree(job.paths.shards, shards)
+    victim = shards / "shard-000001.parquet"
+    if change == "missing column":
+        table = pq.read_table(victim).drop_columns(["media_type"])
+        pq.write_table(table, victim)
+    elif change == "no parquet":
+        victim.write_bytes(b"nothing")
+    else:
+        victim.write_bytes(victim.read_bytes()[:-1] + b"?")
+    if change != "changed bytes":
+        manifest = json.loads((shards / "manifest.json").read_text())
+        manifest["shards"][1]["sha256"] = hashlib.sha256(victim.read_bytes()).hexdigest()
+        (shards / "manifest.json").write_text(json.dumps(manifest))
+    told = {
+        "missing column": "column media_type is missing",
+        "changed bytes": "has changed since it was packed",
+        "no parquet": "not a Parquet file",
+    }[change]
+    with pytest.raises(Exception, match=told) as caught:
+        score.run(job.config, str(shards), str(tmp_path / "out"), job.trained["model_uri"])
+    error = _unwrapped(caught.value, job.config)
+    assert type(error) is MedFocusError and str(error).startswith(str(victim)) and "\n" not in str(error)
+
+
+def test_a_prompts_file_of_another_model_is_refused(job: SimpleNamespace, tmp_path: Path) -> None:
+    model, _ = resolve_model(job.trained["model_uri"], job.config)
+    model.save(tmp_path)
+    (tmp_path / "prompts.safetensors").write_bytes(b"junk")
+    with pytest.raises(UsageError, match="not a MedFocus model"):
+        resolve_model(str(tmp_path), job.config)
+
+
+def test_manifest_is_checked(tmp_path: Path) -> None:
+    place = locate(str(tmp_path), Config().storage)
+    with pytest.raises(UsageError, match=r"no manifest\.json"):
+        read_manifest(place)
+    for content, told in (("{}", "not a MedFocus manifest"), ('{"version": "9", "shards": []}', "schema version 9")):
+        (tmp_path / "manifest.json").write_text(content)
+        with pytest.raises(UsageError, match=told):
+            read_manifest(place)
+    (tmp_path / "manifest.json").write_text('{"version": "1", "shards": []}')
+    with pytest.raises(UsageError, match="names no image"):
+        read_manifest(place)
+
+
+def test_an_arrow_table_without_rows_is_still_a_record() -> None:
+    empty = pa.table({field.name: [] for field in records.QUARANTINE}, schema=records.QUARANTINE)
+    assert pq.read_table(pa.BufferReader(records.encode(empty))).schema.equals(records.QUARANTINE)

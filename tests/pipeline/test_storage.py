@@ -1,0 +1,77 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import StorageSection
+from pipeline.storage import StorageError, locate
+from tests import servers
+
+
+@pytest.fixture(params=["local", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "local":
+        return str(tmp_path / "root")
+    make: Callable[[str], str] = request.getfixturevalue("s3")
+    return make(f"bucket-{tmp_path.name.replace('_', '-').lower()[:40]}") + "/root"
+
+
+def test_write_read_list_delete(root: str) -> None:
+    place = locate(root, StorageSection())
+    assert place.files() == [] and not place.exists()
+    (place / "a" / "one.bin").write(b"\0\1")
+    (place / "b.json").write_json({"x": [1]})
+    assert (place / "a" / "one.bin").read() == b"\0\1"
+    assert (place / "b.json").read_json() == {"x": [1]}
+    assert place.files() == ["b.json"]
+    assert place.files(recursive=True) == ["a/one.bin", "b.json"]
+    assert place.files(".parquet", recursive=True) == []
+    (place / "b.json").write(b"new")
+    assert (place / "b.json").read() == b"new"
+    (place / "b.json").delete()
+    (place / "b.json").delete()
+    (place / "a").delete()
+    assert place.files(recursive=True) == []
+
+
+def test_a_local_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    place = locate(str(tmp_path), StorageSection()) / "f"
+    place.write(b"old")
+    with pytest.raises(TypeError):
+        place.write("text")  # type: ignore[arg-type]
+    assert place.read() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+def test_a_missing_file_is_named(root: str) -> None:
+    with pytest.raises(StorageError) as caught:
+        (locate(root, StorageSection()) / "absent").read()
+    assert "absent" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_missing_bucket_is_named(s3: Callable[[str], str]) -> None:
+    with pytest.raises(StorageError, match="s3://no-such-bucket-here/x: the bucket does not exist"):
+        locate("s3://no-such-bucket-here/x", StorageSection()).write(b"1")
+    with pytest.raises(StorageError, match="the bucket does not exist"):
+        locate("s3://no-such-bucket-here/x", StorageSection()).files()
+
+
+def test_a_dead_endpoint_is_told(s3: Callable[[str], str]) -> None:
+    section = StorageSection(s3_endpoint=f"http://127.0.0.1:{servers.free_port()}")
+    with pytest.raises(StorageError, match="the service does not answer"):
+        locate("s3://bucket/x", section).read()
+
+
+def test_wrong_credentials_are_told(s3: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with servers.s3({"INITIAL_NO_AUTH_ACTION_COUNT": "0"}) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAWRONG")
+        with pytest.raises(StorageError, match=r"AWS_ACCESS_KEY_ID|access denied") as caught:
+            locate("s3://bucket/x", StorageSection()).read()
+        assert "testing" not in str(caught.value)
+
+
+@pytest.mark.parametrize("uri", ["gs://bucket/x", "s3://", "http://host/x"])
+def test_other_schemes_are_refused(uri: str) -> None:
+    with pytest.raises(StorageError, match="not a local path or s3://"):
+        locate(uri, StorageSection())

@@ -1,0 +1,69 @@
+"""Real servers for the tests: S3 (moto over HTTP) and MLflow, each a process on a free loopback port."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def s3(environment: Mapping[str, str] | None = None) -> Iterator[str]:
+    """An S3 server; yields its URL. ``environment`` is added to the process's own."""
+    port = free_port()
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with _serving(command, f"http://127.0.0.1:{port}", environment or {}) as url:
+        yield url
+
+
+@contextmanager
+def mlflow(folder: Path) -> Iterator[str]:
+    """An MLflow tracking server that keeps everything in a folder and serves the artifacts; yields its URL."""
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
+    command += ["--artifacts-destination", str(folder / "artifacts"), "--serve-artifacts"]
+    with _serving(command, f"http://127.0.0.1:{port}", {}) as url:
+        yield url
+
+
+@contextmanager
+def _serving(command: list[str], url: str, environment: Mapping[str, str]) -> Iterator[str]:
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, **environment},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 90
+        while not _answers(url):
+            assert process.poll() is None, f"{command[2]} ended with {process.returncode}"
+            assert time.monotonic() < deadline, f"{command[2]} did not answer"
+            time.sleep(0.2)
+        yield url
+    finally:
+        os.killpg(process.pid, 15)
+        process.wait(30)
+
+
+def _answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url, timeout=2).close()
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True

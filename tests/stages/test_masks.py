@@ -1,0 +1,48 @@
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+
+from stages.masks import cover, decode_mask, encode_mask
+
+masks = arrays(bool, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=23))
+
+
+@given(masks)
+def test_run_length_codes_round_trip(mask: np.ndarray) -> None:
+    assert np.array_equal(decode_mask(encode_mask(mask), *mask.shape), mask)
+
+
+def runs(mask: np.ndarray) -> list[int]:
+    """Uncompressed COCO counts by definition: down the columns, starting with the zeros."""
+    flat, counts, value = mask.flatten(order="F"), [0], False
+    for pixel in flat:
+        if pixel != value:
+            counts.append(0)
+            value = bool(pixel)
+        counts[-1] += 1
+    return counts
+
+
+@given(masks)
+def test_codes_are_coco_s(mask: np.ndarray) -> None:
+    from pycocotools import mask as coco
+
+    plain = {"size": list(mask.shape), "counts": runs(mask)}
+    assert coco.frPyObjects(plain, *mask.shape)["counts"].decode() == encode_mask(mask)
+
+
+@given(masks, st.integers(1, 9), st.integers(1, 9))
+def test_cover_is_the_exact_area(mask: np.ndarray, rows: int, columns: int) -> None:
+    """Against a brute-force count on a grid so fine that every cell and pixel has whole sub-pixels."""
+    fine = np.kron(mask, np.ones((rows, columns)))
+    height, width = mask.shape
+    expected = fine.reshape(rows, height, columns, width).mean(axis=(1, 3))
+    assert np.allclose(cover(mask, rows, columns), expected, atol=1e-5)
+
+
+def test_cover_is_not_shifted_by_half_a_pixel() -> None:
+    mask = np.zeros((4, 4), bool)
+    mask[1, 2] = True
+    assert np.array_equal(cover(mask, 4, 4), mask.astype(np.float32))
+    assert np.array_equal(cover(mask, 2, 2), [[0, 0.25], [0, 0]])

@@ -1,0 +1,204 @@
+import numpy as np
+import open_clip
+import pytest
+import torch
+
+from stages.classify import Classify
+from stages.embed import Embed
+from stages.masks import cover, encode_mask
+from stages.objective import prompt_loss
+from stages.prompt_settings import PromptSettings
+from stages.prompted_clip import PromptedCLIP
+from stages.tower import ImageTower
+from stages.weights import load_clip, load_tokenizer
+
+CLASSES = ("solid mass", "ring_lesion", "cyst")
+
+
+def settings(**changes) -> PromptSettings:
+    values = {"template": "a medical image showing {}", "cut": 6, "focus": "both", "visual_prompts": 4}
+    return PromptSettings(**({"classes": CLASSES, "text_context": 4} | values | changes))
+
+
+@pytest.fixture(scope="module")
+def vit():
+    """The full-size tower with random weights."""
+    return load_clip("ViT-B-16", None)
+
+
+@pytest.mark.parametrize("focus", ["none", "masked_image", "attention", "both"])
+def test_untrained_it_is_open_clip_s_own_model(starter_clip, starter_tokenizer, focus: str) -> None:
+    model = PromptedCLIP(starter_clip, starter_tokenizer, settings(focus=focus))
+    images = torch.randn(3, 3, 112, 112)
+    with torch.no_grad():
+        tokens = model.tower.lower(images)
+        image, text = model(tokens, torch.rand(3, tokens.shape[1] - 1), torch.randn_like(tokens))
+        sentences = starter_tokenizer([f"a medical image showing {name.replace('_', ' ')}" for name in CLASSES])
+        assert torch.allclose(image, starter_clip.encode_image(images, normalize=True), atol=1e-5)
+        assert torch.allclose(text, starter_clip.encode_text(sentences, normalize=True), atol=1e-5)
+
+
+def test_a_full_size_tower_untrained_is_open_clip_s_own(vit) -> None:
+    model = PromptedCLIP(vit, open_clip.get_tokenizer("ViT-B-16"), settings(cut=9))
+    images = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        tokens = model.tower.lower(images)
+        image = model.image_embedding(tokens, torch.rand(2, 196), torch.randn_like(tokens))
+        assert torch.allclose(image, vit.encode_image(images, normalize=True), atol=1e-5)
+    learned = sum(value.numel() for value in model.learned_state().values())
+    assert learned < 0.01 * sum(value.numel() for value in vit.visual.parameters())
+
+
+def test_only_the_learned_part_has_gradients_and_all_of_it_does(starter_clip, starter_tokenizer) -> None:
+    model = PromptedCLIP(starter_clip, starter_tokenizer, settings())
+    with torch.no_grad():  # away from zero, where a gate hides what is behind it
+        for value in model.learned.values():
+            value += 0.1
+    image, text = model(torch.randn(4, 197, 256), torch.rand(4, 196), torch.randn(4, 197, 256))
+    prompt_loss(model.logits(image, text), torch.tensor([0, 1, 2, 0]), 0.5).backward()
+    with_gradient = {name for name, value in model.named_parameters() if value.grad is not None and value.grad.any()}
+    assert with_gradient == {f"learned.{name}" for name in model.learned_state()}
+
+
+def test_focus_bias_equals_attention_computed_by_hand(starter_clip) -> None:
+    """The last block's CLS attention with a bias, in float64 from the weights alone."""
+    tower = ImageTower(starter_clip, len(starter_clip.visual.transformer.resblocks) - 1)
+    block = tower.blocks[0].double()
+    tokens = torch.randn(2, 197, 256, dtype=torch.float64)
+    bias = torch.randn(2, 196, dtype=torch.float64)
+    try:
+        found = tower_upper_cls(tower, tokens, bias)
+        hidden = block.ln_1(tokens)
+        heads, width = block.attn.num_heads, 256
+        weight, offset = block.attn.in_proj_weight, block.attn.in_proj_bias
+        query, key, value = (
+            (hidden @ weight[i * width : (i + 1) * width].T + offset[i * width : (i + 1) * width])
+            .reshape(2, 197, heads, -1)
+            .permute(0, 2, 1, 3)
+            for i in range(3)
+        )
+        logits = torch.einsum("bhd,bhkd->bhk", query[:, :, 0], key) / (width // heads) ** 0.5
+        logits[:, :, 1:] += bias[:, None]
+        mixed = torch.einsum("bhk,bhkd->bhd", logits.softmax(-1), value).reshape(2, width)
+        cls = tokens[:, 0] + mixed @ block.attn.out_proj.weight.T + block.attn.out_proj.bias
+        expected = cls + block.mlp(block.ln_2(cls))
+        assert torch.allclose(found, expected, atol=1e-9)
+    finally:
+        block.float()
+
+
+def tower_upper_cls(tower: ImageTower, tokens: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """CLS as it leaves the last block, before pooling."""
+    seen = {}
+    pool, projection = tower.visual._pool, tower.visual.proj
+
+    def keep(x):
+        seen["cls"] = x[:, 0]
+        return x[:, 0], x[:, 1:]
+
+    try:
+        tower.visual._pool, tower.visual.proj = keep, None
+        with torch.no_grad():
+            tower.upper(tokens, bias=[bias])
+    finally:
+        tower.visual._pool, tower.visual.proj = pool, projection
+    return seen["cls"]
+
+
+def test_learned_part_round_trips_and_refuses_another_shape(starter_clip, starter_tokenizer) -> None:
+    model = PromptedCLIP(starter_clip, starter_tokenizer, settings())
+    state = {name: torch.randn_like(value) for name, value in model.learned_state().items()}
+    model.load_learned(state)
+    assert all(torch.equal(model.learned_state()[name], state[name]) for name in state)
+    other = PromptedCLIP(starter_clip, starter_tokenizer, settings(visual_prompts=2))
+    with pytest.raises(ValueError, match="load them with their own JSON"):
+        other.load_learned(state)
+
+
+def test_a_cut_beyond_the_tower_is_refused(starter_clip) -> None:
+    with pytest.raises(ValueError, match=r"clip\.cut is 99"):
+        ImageTower(starter_clip, 99)
+
+
+def test_loss_equals_its_definition() -> None:
+    logits, target = torch.randn(5, 3, dtype=torch.float64), torch.tensor([0, 2, 2, 1, 0])
+    classification = -logits.log_softmax(1)[range(5), target].mean()
+    pairs = logits[:, target].numpy()
+    terms = []
+    for scores in (pairs, pairs.T):
+        for i in range(5):
+            shares = np.exp(scores[i]) / np.exp(scores[i]).sum()
+            same = [j for j in range(5) if target[j] == target[i]]
+            terms.append(-np.mean([np.log(shares[j]) for j in same]))
+    expected = 0.3 * np.mean(terms) + 0.7 * classification.item()
+    assert prompt_loss(logits, target, 0.3).item() == pytest.approx(expected, rel=1e-9)
+
+
+def rows(count: int = 3) -> dict:
+    random = np.random.default_rng(0)
+    mask = np.zeros((60, 90), bool)
+    mask[10:30, 20:70] = True
+    empty = np.full(count, "", object)
+    return {
+        "image_id": np.array([str(i) for i in range(count)], object),
+        "pixels": random.integers(0, 256, (count, 256, 256, 1), dtype=np.uint8),
+        "mask_counts": np.full(count, encode_mask(mask), object),
+        "height": np.full(count, 60, np.int32),
+        "width": np.full(count, 90, np.int32),
+        "stage": empty.copy(),
+        "error": empty.copy(),
+        "message": empty.copy(),
+    }, mask
+
+
+def test_embed_keeps_tokens_and_the_share_of_each_patch(starter_clip) -> None:
+    batch, mask = rows()
+    batch["error"][1] = "Undecodable"
+    tower = ImageTower(starter_clip, 6)
+    out = Embed(tower, region=True, batch_size=2)(batch)
+    grid = tower.grid
+    assert out["tokens"].dtype == np.float16 and out["tokens"].shape == (3, grid[0] * grid[1] + 1, tower.width)
+    assert np.allclose(out["focus"][0], cover(mask, *grid).reshape(-1), atol=2e-3)
+    assert not out["tokens"][1].any() and "pixels" not in out
+    assert not np.array_equal(out["tokens"][0], out["region_tokens"][0])
+
+
+def test_a_mask_of_everything_makes_the_region_the_image(starter_clip) -> None:
+    batch, _ = rows(1)
+    batch["mask_counts"][0] = encode_mask(np.ones((60, 90), bool))
+    out = Embed(ImageTower(starter_clip, 6), region=True, batch_size=2)(batch)
+    assert np.array_equal(out["tokens"], out["region_tokens"])
+    assert (out["focus"] == 1).all()
+
+
+def test_classify_equals_open_clip_zero_shot(starter_clip, starter_tokenizer) -> None:
+    """Untrained, the whole path gives open_clip's own zero-shot probabilities, but for float16 tokens."""
+    batch, _ = rows()
+    model = PromptedCLIP(starter_clip, starter_tokenizer, settings())
+    embedded = Embed(model.tower, region=True, batch_size=8)(batch)
+    out = Classify(model, accept_at=0.4, batch_size=2)(embedded)
+    with torch.no_grad():
+        images = model.tower.normalise(torch.from_numpy(batch["pixels"]))
+        image = starter_clip.encode_image(images, normalize=True)
+        text = starter_clip.encode_text(model.text, normalize=True)
+        expected = (starter_clip.logit_scale.exp() * image @ text.T).softmax(-1).numpy()
+    assert np.allclose(out["probabilities"], expected, atol=5e-3)
+    assert out["label"].tolist() == [CLASSES[i] for i in out["probabilities"].argmax(1)]
+    assert ((out["decision"] == "accept") == (out["confidence"] >= 0.4)).all()
+    assert "tokens" not in out
+
+
+def test_pixels_are_normalised_as_open_clip_does(starter_clip) -> None:
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 256, 256, 3), dtype=np.uint8)
+    transform = open_clip.image_transform(112, is_train=False, mean=(0.5,) * 3, std=(0.25,) * 3)
+    expected = transform(Image.fromarray(pixels[0]))
+    found = ImageTower(starter_clip, 6).normalise(torch.from_numpy(pixels))[0]
+    # Pillow and torch differ in the last bit of 8.
+    assert (found - expected).abs().max() <= 1.01 / 255 / 0.25
+
+
+def test_tokenizer_is_the_model_s_own(starter_tokenizer) -> None:
+    assert starter_tokenizer(["a"]).shape == (1, 77)
+    assert torch.equal(load_tokenizer("ViT-B-16")(["a mass"]), open_clip.get_tokenizer("ViT-B-16")(["a mass"]))
