@@ -59,5 +59,6 @@ def _quiet_data() -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.raise_original_map_exception = True
     # A block is a shard: it must not be split on its way to the commit.
     context.target_max_block_size = None

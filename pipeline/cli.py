@@ -53,8 +53,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TooManyQuarantined as error:
         _print(call, error.result)
         return _told(error)
-    except MedFocusError as error:
-        return _told(error)
     except ClusterError as error:
         return _told(MedFocusError(str(error)))
     except KeyboardInterrupt:
@@ -136,12 +134,13 @@ def _told(error: MedFocusError) -> int:
 
 
 def _unwrapped(error: BaseException, config: Config) -> MedFocusError:
-    """What a person should read of an error that came through Ray or was not foreseen."""
+    """What a person should read of an error that may have come through Ray, or was not foreseen."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, MedFocusError):
-            return cause
-        cause = getattr(cause, "cause", None) or cause.__cause__
+        inner = getattr(cause, "cause", None)  # Ray's errors carry the worker's; some are also of its class
+        if isinstance(cause, MedFocusError) and inner is None:
+            return type(cause)(str(cause).splitlines()[0])  # Ray Data adds lines about its retries
+        cause = inner or cause.__cause__
     trace = Path(config.work) / "last-error.txt"
     trace.parent.mkdir(parents=True, exist_ok=True)
     trace.write_text("".join(traceback.format_exception(error)))

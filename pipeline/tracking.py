@@ -32,7 +32,7 @@ def tracking_uri(config: Config) -> str:
 
 def shown_uri(config: Config) -> str:
     """The store's URI without the credentials it may hold."""
-    return re.sub(r"://[^/@]*@", "://", tracking_uri(config))
+    return _without_credentials(tracking_uri(config))
 
 
 def connect(config: Config) -> str:
@@ -60,7 +60,7 @@ def connect(config: Config) -> str:
             return str(experiment.experiment_id)
         return str(mlflow.create_experiment(config.tracking.experiment, artifact_location=artifacts))
     except MlflowException as error:
-        reason = str(error).splitlines()[0][:160]
+        reason = _without_credentials(str(error).splitlines()[0])[:160]
         raise TrackingError(
             f"MLflow at {shown_uri(config)}: {reason}; start the server or correct MLFLOW_TRACKING_URI"
         ) from error
@@ -111,6 +111,10 @@ def log_dataset(name: str, digest: str, context: str) -> None:
     """
     source = CodeDatasetSource(tags={"medfocus.digest": digest})
     mlflow.log_input(MetaDataset(source, name=name, digest=digest[:36]), context=context)
+
+
+def _without_credentials(text: str) -> str:
+    return re.sub(r"://[^/@\s]*@", "://", text)
 
 
 def _known(run_id: str) -> bool:

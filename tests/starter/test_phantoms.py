@@ -71,7 +71,7 @@ def test_healthy_phantoms_have_no_lesion() -> None:
 
 @pytest.mark.parametrize("wrong", [{"preset": "odd"}, {"size": 8}])
 def test_values_out_of_range_are_refused(wrong: dict) -> None:
-    with pytest.raises(ValueError, match="use one of|must be"):
+    with pytest.raises(ValueError, match=r"use one of|must be"):
         draw(0, **wrong)
 
 
