@@ -7,13 +7,15 @@ READY := $(VENV)/ready
 # What sam2's build needs is installed first and used as it is: an isolated build would fetch another torch.
 export SAM2_BUILD_CUDA = 0
 
-.PHONY: demo test lint constraints clean
+.PHONY: demo test install lint constraints clean
 
 demo: $(READY)
 	$(BIN)/medfocus demo --work work
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+install: $(READY)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -2,8 +2,10 @@
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 # Before Ray is imported: nothing is reported outside, and workers keep to what they are asked.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -33,14 +35,15 @@ def connected(address: str | None, cpus: int | None) -> Iterator[dict[str, float
         yield ray.cluster_resources()
         return
     try:
-        ray.init(
-            address=address,
-            num_cpus=cpus if address is None else None,
-            include_dashboard=False if address is None else None,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            configure_logging=True,
-        )
+        with _native_stderr_closed():
+            ray.init(
+                address=address,
+                num_cpus=cpus if address is None else None,
+                include_dashboard=False if address is None else None,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                configure_logging=True,
+            )
     except (ConnectionError, TimeoutError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ClusterError(
@@ -51,6 +54,20 @@ def connected(address: str | None, cpus: int | None) -> Iterator[dict[str, float
         yield ray.cluster_resources()
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _native_stderr_closed() -> Iterator[None]:
+    """Ray's C++ part greets on file descriptor 2 whatever its log level; what goes wrong it raises in Python."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("w") as nothing:
+            os.dup2(nothing.fileno(), 2)
+            yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _quiet_data() -> None:

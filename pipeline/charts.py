@@ -48,6 +48,19 @@ def draw_reliability(path: Path, confidence: np.ndarray, accuracy: np.ndarray, r
     _save(figure, path)
 
 
+def draw_results(path: Path, images: list[np.ndarray], masks: list[np.ndarray], titles: list[str]) -> None:
+    """Images, uint8 [H, W] or [H, W, 3], each with the outline of its focus mask, bool [H, W], and a title."""
+    columns = min(4, len(images))
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(2.6 * columns, 2.9 * rows), layout="constrained")
+    for axes, image, mask, title in zip(figure.subplots(rows, columns).flat, images, masks, titles, strict=False):
+        axes.imshow(image, cmap="gray", vmin=0, vmax=255)
+        axes.contour(mask.astype(float), levels=[0.5], colors=["#ffb000"], linewidths=1.2)
+        axes.set_title(title, fontsize=8)
+        axes.set_axis_off()
+    _save(figure, path)
+
+
 def _save(figure: Figure, path: Path) -> None:
     figure.text(0.995, 0.005, _NOTE, ha="right", va="bottom", fontsize=6, color="grey")
     FigureCanvasAgg(figure)

@@ -124,7 +124,7 @@ def _keys_help(sections: Sequence[str]) -> str:
 def _print(call: argparse.Namespace, result: dict[str, Any]) -> None:
     if call.json:
         print(json.dumps(result), flush=True)
-    elif "model_uri" in result:
+    elif call.command == "train":
         print(result["model_uri"], flush=True)
 
 

@@ -1,5 +1,6 @@
 """``medfocus demo``: the whole pipeline on phantoms, on this machine, through the commands a cluster would run."""
 
+import csv
 import shutil
 import subprocess
 import sys
@@ -8,12 +9,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.dataset as pads
+from PIL import Image
+
 from cluster.connect import connected
-from pipeline import checkpoints, embed, evaluate, pack, score, tracking, train
+from pipeline import charts, checkpoints, embed, evaluate, pack, score, tracking, train
+from pipeline.commit import PREDICTIONS
 from pipeline.config import Config
 from pipeline.errors import MedFocusError
 from pipeline.logs import event
 from pipeline.metrics import as_lines
+from stages.masks import decode_mask
 
 # Phantoms of one set: the first are the labelled few, the others the archive.
 _LABELLED, _ARCHIVE = 240, 160
@@ -53,7 +60,8 @@ def run(config: Config, work: str | None = None) -> dict[str, Any]:
         model = trained["model_uri"]
         scored = timed("score", lambda: score.run(config, shards["archive"], str(folder / "out"), model))
     judged = timed("evaluate", lambda: evaluate.run(config, str(folder / "out"), shards["archive"]))
-    _print(rows, judged["metrics"], scored, model, config)
+    picture = _draw_results(folder)
+    _print(rows, judged["metrics"], scored, model, picture, config)
     return {
         "stages": [{"stage": stage, "images": images, "seconds": seconds} for stage, images, seconds in rows],
         "model_uri": model,
@@ -89,6 +97,20 @@ def _draw(folder: Path) -> dict[str, Any]:
     return {"rows": _LABELLED + _ARCHIVE}
 
 
+def _draw_results(folder: Path) -> Path:
+    """A picture of eight scored phantoms, the region the model was shown, and what it made of it."""
+    table = pads.dataset(folder / "out" / PREDICTIONS).to_table(columns=["image_id", "label", "confidence", "mask"])
+    rows = table.sort_by("image_id").slice(0, 8).to_pylist()
+    with (folder / "archive" / "labels.csv").open(newline="") as file:
+        truth = {row["file"]: row["label"] for row in csv.DictReader(file)}
+    images = [np.asarray(Image.open(folder / "archive" / "images" / row["image_id"])) for row in rows]
+    masks = [decode_mask(row["mask"]["counts"], *row["mask"]["size"]) for row in rows]
+    titles = [f"{row['label']} ({row['confidence']:.2f})\ntruth: {truth[row['image_id']]}" for row in rows]
+    path = folder / "results.png"
+    charts.draw_results(path, images, masks, titles)
+    return path
+
+
 def _starter_trained(config: Config) -> bool:
     sources = (
         checkpoints.resolve_sam2(config.segment, config.storage),
@@ -98,7 +120,12 @@ def _starter_trained(config: Config) -> bool:
 
 
 def _print(
-    rows: list[tuple[str, int, float]], metrics: dict[str, Any], scored: dict[str, Any], model: str, config: Config
+    rows: list[tuple[str, int, float]],
+    metrics: dict[str, Any],
+    scored: dict[str, Any],
+    model: str,
+    picture: Path,
+    config: Config,
 ) -> None:
     lines = ["", f"{'stage':<10} {'images':>7} {'seconds':>8} {'images/s':>9}"]
     lines += [f"{stage:<10} {images:>7} {seconds:>8.1f} {images / seconds:>9.1f}" for stage, images, seconds in rows]
@@ -110,6 +137,7 @@ def _print(
         ]
     lines += [
         "Phantoms are drawings; nothing here is for clinical use.",
+        f"See the masks: {picture}",
         f"See the runs: {Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {tracking.shown_uri(config)}",
     ]
     print("\n".join(lines), flush=True)
