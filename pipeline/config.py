@@ -87,7 +87,7 @@ class ClipSection(Section):
         None, description="local path, s3:// URI or open_clip tag such as openai; empty means the model's own"
     )
     sha256: str | None = Field(None, pattern="^[0-9a-fA-F]{64}$", description="expected SHA-256 of the weights file")
-    cut: int = Field(6, ge=1, description="blocks below the cut are frozen; their output tokens are kept as features")
+    cut: int = Field(4, ge=1, description="blocks below the cut are frozen; their output tokens are kept as features")
     batch_size: int = Field(32, ge=1, description="images in one pass of the tower")
 
 

@@ -111,6 +111,13 @@ class Model:
         content = {"settings": self.settings.to_json(), "foundation": vars(self.foundation)}
         (folder / SETTINGS_FILE).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the settings, the foundation and every learned number."""
+        content = {"settings": self.settings.to_json(), "foundation": vars(self.foundation)}
+        tensors = {name: value.numpy().tobytes().hex() for name, value in self.state.items()}
+        return settings_key(content | tensors)
+
     def prompts(self) -> Prompts:
         return Prompts(self.settings, {name: value.numpy() for name, value in self.state.items()})
 
@@ -181,6 +188,4 @@ def _from_folder(uri: str, config: Config) -> tuple[Model, str]:
         for name in (PROMPTS_FILE, SETTINGS_FILE):
             (Path(folder) / name).write_bytes((location / name).read())
         model = load_model(Path(folder))
-    content = {"settings": model.settings.to_json(), "foundation": vars(model.foundation)}
-    tensors = {name: value.numpy().tobytes().hex() for name, value in model.state.items()}
-    return model, f"folder/{settings_key(content | tensors)[:12]}"
+    return model, f"folder/{model.digest[:12]}"

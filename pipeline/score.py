@@ -40,6 +40,7 @@ def run(config: Config, shards: str, out: str, model_uri: str, *, overwrite: boo
         output = Output(locate(out, config.storage), PREDICTIONS)
         settings = {
             "model": version,
+            "model_digest": model.digest,  # a version of the same name in another registry is another model
             "foundation": vars(model.foundation),
             "max_pixels": config.decode.max_pixels,
             "accept_at": config.score.accept_at,

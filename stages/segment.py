@@ -99,8 +99,6 @@ class Segment:
         self.min_stability, self.max_overlap = min_stability, max_overlap
         self.batch_size, self.prompts_per_pass = batch_size, prompts_per_pass
         self.points = point_grid(points_per_side, self.size).to(self.device)
-        self.mean = torch.tensor(_MEAN, device=self.device).view(1, 3, 1, 1)
-        self.std = torch.tensor(_STD, device=self.device).view(1, 3, 1, 1)
 
     def __call__(self, batch: Mapping[str, Any]) -> Batch:
         """Find the focus mask of each image.
@@ -149,17 +147,8 @@ class Segment:
 
     @torch.inference_mode()
     def encode(self, pixels: torch.Tensor) -> ImageFeatures:
-        """Encoder features of images, uint8 [B, S, S, 1 or 3]; the resize is SAM2's own (antialiased bilinear)."""
-        images = pixels.to(self.device).permute(0, 3, 1, 2).float().div_(255).expand(-1, 3, -1, -1)
-        if images.shape[-1] != self.size:
-            images = F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
-        output = self.model.forward_image((images - self.mean) / self.std)
-        _, maps, _, sizes = self.model._prepare_backbone_features(output)
-        if self.model.directly_add_no_mem_embed:
-            maps[-1] = maps[-1] + self.model.no_mem_embed
-        # Flattened to [hw, B, D] for the video model; back to [B, D, h, w] for the decoder.
-        levels = [level.permute(1, 2, 0).unflatten(2, size) for level, size in zip(maps, sizes, strict=True)]
-        return ImageFeatures(levels[-1], tuple(levels[:-1]))
+        """Encoder features of images, uint8 [B, S, S, 1 or 3]."""
+        return encode_images(self.model, pixels)
 
     @torch.inference_mode()
     def decode(self, features: ImageFeatures, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -173,19 +162,8 @@ class Segment:
             Logits [B, 3 P, h, w] at a quarter of the input's side, and predicted IoU [B, 3 P].
         """
         images, clicks = len(features.embedding), len(points)
-        encoder, decoder = self.model.sam_prompt_encoder, self.model.sam_mask_decoder
         labels = torch.ones(images * clicks, 1, dtype=torch.int, device=self.device)
-        sparse, dense = encoder(points=(points.repeat(images, 1)[:, None], labels), boxes=None, masks=None)
-        repeated = features.repeat(clicks)
-        logits, iou, _, _ = decoder(
-            image_embeddings=repeated.embedding,
-            image_pe=encoder.get_dense_pe(),
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=True,
-            repeat_image=False,
-            high_res_features=list(repeated.fine),
-        )
+        logits, iou = decode_prompts(self.model, features.repeat(clicks), points.repeat(images, 1)[:, None], labels)
         return logits.reshape(images, -1, *logits.shape[-2:]), iou.reshape(images, -1)
 
     def propose(self, features: ImageFeatures) -> Iterator[Candidates]:
@@ -225,6 +203,62 @@ class Segment:
         full = F.interpolate(candidates.logits, size, mode="bilinear", align_corners=False)
         mask = (full > 0).any(1)[0].cpu().numpy()
         return mask if mask.any() else np.ones(size, bool)
+
+
+def encode_images(model: "SAM2Base", pixels: torch.Tensor) -> ImageFeatures:
+    """SAM2's encoder on a batch, as ``SAM2ImagePredictor.set_image_batch`` runs it.
+
+    Args:
+        model: SAM2.
+        pixels: uint8 [B, S, S, 1 or 3]; resized on the device as SAM2 does (bilinear, antialiased).
+    """
+    images = pixels.to(model.device).permute(0, 3, 1, 2).float().div(255).expand(-1, 3, -1, -1)
+    if images.shape[-1] != model.image_size:
+        images = F.interpolate(images, (model.image_size, model.image_size), mode="bilinear", antialias=True)
+    mean, std = (torch.tensor(values, device=model.device).view(1, 3, 1, 1) for values in (_MEAN, _STD))
+    output = model.forward_image((images - mean) / std)
+    _, maps, _, sizes = model._prepare_backbone_features(output)
+    if model.directly_add_no_mem_embed:
+        maps[-1] = maps[-1] + model.no_mem_embed
+    # Flattened to [hw, B, D] for the video model; back to [B, D, h, w] for the decoder.
+    levels = [level.permute(1, 2, 0).unflatten(2, size) for level, size in zip(maps, sizes, strict=True)]
+    return ImageFeatures(levels[-1], tuple(levels[:-1]))
+
+
+def decode_prompts(
+    model: "SAM2Base",
+    features: ImageFeatures,
+    points: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    masks: torch.Tensor | None = None,
+    multimask: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """SAM2's prompt encoder and mask decoder, a prompt for each image of the features.
+
+    Args:
+        model: SAM2.
+        features: of N images (one image with several prompts is repeated).
+        points: float [N, K, 2], x and y in pixels of the model's input.
+        labels: int32 [N, K]: 1 foreground, 0 background, 2 and 3 the corners of a box.
+        masks: logits of an earlier round, [N, 1, h, w].
+        multimask: three masks a prompt, else one.
+
+    Returns:
+        Logits [N, 3 or 1, h, w] at a quarter of the input's side, and predicted IoU [N, 3 or 1].
+    """
+    encoder = model.sam_prompt_encoder
+    sparse, dense = encoder(points=(points, labels), boxes=None, masks=masks)
+    logits, iou, _, _ = model.sam_mask_decoder(
+        image_embeddings=features.embedding,
+        image_pe=encoder.get_dense_pe(),
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense,
+        multimask_output=multimask,
+        repeat_image=False,
+        high_res_features=list(features.fine),
+    )
+    return logits, iou
 
 
 def point_grid(per_side: int, size: int) -> torch.Tensor:

@@ -162,7 +162,7 @@ def load_clip(
         read_state_dict(checkpoint)
         try:
             open_clip.load_checkpoint(network, str(checkpoint), strict=True, weights_only=True)
-        except (RuntimeError, KeyError) as error:
+        except (RuntimeError, KeyError, AssertionError) as error:
             raise WeightsError(
                 f"{checkpoint.name}: does not fit {model} ({_first_line(error)}); choose the model it was trained as"
             ) from error

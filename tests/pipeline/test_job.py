@@ -125,7 +125,7 @@ def test_features_hold_the_labelled_images_and_no_other(job: SimpleNamespace) ->
     assert {row["image_id"] for row in rows} == {f"{index:06d}.png" for index in range(COUNT)} and len(rows) == COUNT
     assert {row["model_key"] for row in rows} == {job.embedded["model_key"]}
     schema = pq.read_schema(files[0])
-    records.check_record(schema, records.feature_schema(197, 256, region=True), "features")
+    records.check_record(schema, records.feature_schema(65, 256, region=True), "features")
     assert [row["image_id"] for row in rows_of(job.root / "features" / "quarantine")] == ["zero.png"]
 
 
@@ -203,7 +203,7 @@ def test_other_settings_never_mix_into_an_output(job: SimpleNamespace) -> None:
     stricter = load_config(None, [f"work={job.root / 'work'}", "score.accept_at=0.9", "score.max_quarantined=0.2"])
     with pytest.raises(UsageError, match="made with another accept_at; choose a new prefix or --overwrite"):
         score.run(stricter, job.paths.shards, job.paths.out, job.trained["model_uri"])
-    with pytest.raises(UsageError, match=r"clip\.cut: 5 asked, made with 6"):
+    with pytest.raises(UsageError, match=r"clip\.cut: 5 asked, made with 4"):
         other = load_config(None, [f"work={job.root / 'work'}", "clip.cut=5"])
         score.run(other, job.paths.shards, job.paths.out, job.trained["model_uri"])
 
@@ -297,3 +297,10 @@ def test_manifest_is_checked(tmp_path: Path) -> None:
 def test_an_arrow_table_without_rows_is_still_a_record() -> None:
     empty = pa.table({field.name: [] for field in records.QUARANTINE}, schema=records.QUARANTINE)
     assert pq.read_table(pa.BufferReader(records.encode(empty))).schema.equals(records.QUARANTINE)
+
+
+def test_two_workers_train_one_model(job: SimpleNamespace) -> None:
+    both = job.config.model_copy(update={"train": job.config.train.model_copy(update={"workers": 2, "epochs": 2})})
+    trained = train.run(both, job.paths.features, "two-workers")
+    model, _ = resolve_model(trained["model_uri"], job.config)
+    assert trained["epochs"] == 2 and all(torch.isfinite(value).all() for value in model.state.values())

@@ -1,0 +1,1 @@
+"""Side-by-side measurements, each a runnable module that prints one table."""

@@ -1,0 +1,210 @@
+"""``python -m benchmarks.starter``: what the shipped starter weights can do, on phantoms no training has seen.
+
+Prints the table of the starter's card and exits 1 where a threshold is missed.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pipeline import checkpoints
+from pipeline.config import Config, SegmentSection
+from stages.masks import decode_mask
+from stages.segment import Segment, decode_prompts, encode_images
+from stages.tower import ImageTower
+from stages.weights import load_clip, load_sam2, load_tokenizer
+from starter.anatomy import MODALITIES, ORGANS
+from starter.phantoms import CLASSES, PRESETS, Phantom, draw
+
+# A seed that neither training nor the demo uses.
+SEED = 2_000_000
+IMAGES, IMAGES_OF_THE_GENERATOR = 200, 24
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; ``met`` is None where no threshold is set."""
+
+    what: str
+    value: str
+    threshold: str = ""
+    met: bool | None = None
+
+
+def at_least(what: str, value: float, least: float) -> Row:
+    return Row(what, f"{value:.3f}", f">= {least}", value >= least)
+
+
+def at_most(what: str, value: float, most: float) -> Row:
+    return Row(what, f"{value:.3f}", f"<= {most}", value <= most)
+
+
+def held_out(preset: str, size: int, count: int = IMAGES) -> list[Phantom]:
+    return [draw(index, seed=SEED, preset=preset, size=size) for index in range(count)]
+
+
+def iou(one: np.ndarray, other: np.ndarray) -> float:
+    return float((one & other).sum() / max((one | other).sum(), 1))
+
+
+@torch.inference_mode()
+def one_click(model, phantoms: Sequence[Phantom]) -> float:
+    """Mean IoU of the mask SAM2 itself ranks best for a click at each lesion's centre."""
+    found = []
+    for phantom in phantoms:
+        features = encode_images(model, torch.from_numpy(phantom.image[None, :, :, None]))
+        centres = [[np.mean(np.nonzero(mask)[axis]) + 0.5 for axis in (1, 0)] for mask in phantom.lesions]
+        points = torch.tensor(centres, dtype=torch.float32)[:, None]
+        labels = torch.ones(len(points), 1, dtype=torch.int)
+        logits, predicted = decode_prompts(model, features.repeat(len(points)), points, labels)
+        full = torch.nn.functional.interpolate(logits, phantom.image.shape, mode="bilinear", align_corners=False) > 0
+        for lesion, masks, best in zip(phantom.lesions, full.numpy(), predicted.argmax(1).tolist(), strict=True):
+            found.append(iou(masks[best], lesion))
+    return float(np.mean(found))
+
+
+def stage_batch(phantoms: Sequence[Phantom]) -> dict:
+    count, size = len(phantoms), phantoms[0].image.shape[0]
+    return {
+        "image_id": np.array([str(index) for index in range(count)], object),
+        "pixels": np.stack([phantom.image for phantom in phantoms])[..., None],
+        "height": np.full(count, size),
+        "width": np.full(count, size),
+        **{name: np.full(count, "", object) for name in ("stage", "error", "message")},
+    }
+
+
+def covering(masks: Sequence[np.ndarray], phantoms: Sequence[Phantom]) -> tuple[float, float]:
+    """Share of images whose mask covers 80 % of the lesions' area, and the mean share of the image it keeps."""
+    lesions = [phantom.lesions.any(0) for phantom in phantoms]
+    covered = [(mask & lesion).sum() >= 0.8 * lesion.sum() for mask, lesion in zip(masks, lesions, strict=True)]
+    return float(np.mean(covered)), float(np.mean([mask.mean() for mask in masks]))
+
+
+def region_finder(model, phantoms: Sequence[Phantom], points: torch.Tensor | None = None) -> list[np.ndarray]:
+    """Focus masks of the project's region finder, at its defaults; other points than its grid on request."""
+    segment = Segment(model, **SegmentSection().model_dump(exclude={"model", "weights", "sha256"}))
+    if points is not None:
+        segment.points = points
+    out = segment(stage_batch(phantoms))
+    return [decode_mask(counts, *phantoms[0].image.shape) for counts in out["mask_counts"]]
+
+
+def generator_masks(model, phantoms: Sequence[Phantom]) -> list[np.ndarray]:
+    """Union of the three best masks of the package's own automatic generator, at its defaults."""
+    register_suppression()
+    from sam2.automatic_mask_generator import SAM2AutomaticMaskGenerator
+
+    generator = SAM2AutomaticMaskGenerator(model)
+    side = model.image_size // 4
+    generator.predictor._bb_feat_sizes = [(side, side), (side // 2, side // 2), (side // 4, side // 4)]
+    masks = []
+    for phantom in phantoms:
+        made = generator.generate(np.repeat(phantom.image[:, :, None], 3, axis=2))
+        best = sorted(made, key=lambda entry: -entry["predicted_iou"] * entry["stability_score"])[:3]
+        union = np.zeros(phantom.image.shape, bool)
+        for entry in best:
+            union |= entry["segmentation"]
+        masks.append(union if union.any() else np.ones_like(union))
+    return masks
+
+
+def register_suppression() -> None:
+    """Give torchvision::nms a plain implementation where its compiled one is absent, for the generator alone."""
+    from stages import torchvision_ops
+
+    if torchvision_ops.library is None or torch._C._dispatch_has_kernel_for_dispatch_key("torchvision::nms", "CPU"):
+        return
+
+    def suppress(boxes: torch.Tensor, scores: torch.Tensor, threshold: float) -> torch.Tensor:
+        order, kept = scores.argsort(descending=True).tolist(), []
+        area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+        for index in order:
+            if kept:
+                others = boxes[kept]
+                low, high = (
+                    torch.maximum(others[:, :2], boxes[index, :2]),
+                    torch.minimum(others[:, 2:], boxes[index, 2:]),
+                )
+                shared = (high - low).clamp(min=0).prod(1)
+                if (shared / (area[kept] + area[index] - shared) > threshold).any():
+                    continue
+            kept.append(index)
+        return torch.tensor(kept, dtype=torch.int64)
+
+    torchvision_ops.library.impl("nms", suppress, "CPU")
+
+
+@torch.inference_mode()
+def zero_shot(
+    clip, tokenizer, phantoms: Sequence[Phantom], names: Sequence[str], truth: Callable[[Phantom], str]
+) -> float:
+    """Accuracy of the sentence that fits best."""
+    sentences = tokenizer([f"a picture showing {name}" if " " in name else f"a {name}" for name in names])
+    tower = ImageTower(clip, 1)
+    pixels = torch.from_numpy(np.stack([phantom.image for phantom in phantoms])[..., None])
+    image = clip.encode_image(tower.normalise(pixels), normalize=True)
+    best = (image @ clip.encode_text(sentences, normalize=True).T).argmax(1).tolist()
+    return float(np.mean([names[index] == truth(phantom) for index, phantom in zip(best, phantoms, strict=True)]))
+
+
+def measure() -> list[Row]:
+    """All rows of the table."""
+    config = Config()
+    source = checkpoints.resolve_sam2(config.segment, config.storage)
+    sam2 = load_sam2(source.model, source.checkpoint)
+    phantoms = {preset: held_out(preset, 256) for preset in PRESETS}
+    mixed = [phantom for pair in zip(*phantoms.values(), strict=True) for phantom in pair][:IMAGES]
+    rows = [at_least("SAM2: IoU of one click at a lesion's centre", one_click(sam2, mixed), 0.80)]
+    covered, kept = covering(region_finder(sam2, mixed), mixed)
+    rows += [
+        at_least("region finder: images whose lesions are covered by 80 %", covered, 0.90),
+        at_most("region finder: share of the image kept", kept, 0.35),
+    ]
+    grid = config.segment.points_per_side**2
+    points = torch.from_numpy(np.random.default_rng(SEED).uniform(0, 256, (grid, 2)).astype(np.float32))
+    covered, kept = covering(region_finder(sam2, mixed, points), mixed)
+    rows.append(Row(f"{grid} random points: covered, kept", f"{covered:.3f}, {kept:.3f}"))
+    few = mixed[:IMAGES_OF_THE_GENERATOR]
+    covered, kept = covering(generator_masks(sam2, few), few)
+    rows.append(Row(f"SAM2AutomaticMaskGenerator, {len(few)} images: covered, kept", f"{covered:.3f}, {kept:.3f}"))
+
+    source = checkpoints.resolve_clip(config.clip, config.storage)
+    clip, tokenizer = load_clip(source.model, source.checkpoint), load_tokenizer(source.model)
+    small = {preset: held_out(preset, 112) for preset in PRESETS}
+    everything = [*small["easy"], *small["hard"]]
+    rows += [
+        at_least("CLIP zero-shot: modality", zero_shot(clip, tokenizer, everything, MODALITIES, _modality), 0.95),
+        at_least("CLIP zero-shot: organ", zero_shot(clip, tokenizer, everything, list(ORGANS), _organ), 0.90),
+        at_least("CLIP zero-shot: lesion kind, easy", zero_shot(clip, tokenizer, small["easy"], CLASSES, _label), 0.60),
+    ]
+    hard = zero_shot(clip, tokenizer, small["hard"], CLASSES, _label)
+    return [*rows, Row("CLIP zero-shot: lesion kind, hard", f"{hard:.3f}", "< 0.6", hard < 0.6)]
+
+
+def _modality(phantom: Phantom) -> str:
+    return phantom.modality
+
+
+def _organ(phantom: Phantom) -> str:
+    return phantom.organ
+
+
+def _label(phantom: Phantom) -> str:
+    return phantom.label
+
+
+def main() -> int:
+    rows = measure()
+    print("| figure | value | threshold | |\n|---|---|---|---|")
+    for row in rows:
+        verdict = "" if row.met is None else "met" if row.met else "MISS"
+        print(f"| {row.what} | {row.value} | {row.threshold} | {verdict} |")
+    return 1 if any(row.met is False for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""How the starter SAM2 is trained: the SAM recipe on phantoms, from nothing.
+
+Each step shows images with a few targets each, mostly lesions, else anatomy. A target is prompted by a click, near
+it as often as in it, or by its box; the decoder answers with three masks, of which the best one learns (SAM, arXiv
+2304.02643, appendix A). A second round adds a click where the first went wrong. The loss is SAM2's: 20 focal + 1 dice
++ 1 L1 on the predicted IoU (arXiv 2408.00714, appendix D.2).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from stages.segment import decode_prompts, encode_images
+from stages.weights import VIDEO_PARTS, load_sam2
+from starter.phantoms import Phantom
+
+ARCHITECTURE = Path(__file__).parent / "sam2"
+TARGETS_PER_IMAGE = 4
+# Side of the masks that are compared; the decoder's are a quarter of the input's.
+_COMPARED = 128
+_BOX_SHARE, _JITTER_SHARE, _LESION_SHARE = 0.2, 0.5, 0.75
+_LEAST_AREA, _LARGEST_AREA = 0.002, 0.5
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Targets [N, S, S] bool with a prompt each: points float32 [N, 2, 2] and labels int32 [N, 2] (-1: no point)."""
+
+    targets: torch.Tensor
+    points: torch.Tensor
+    labels: torch.Tensor
+
+
+class Recipe:
+    """One training step and what is saved of the model."""
+
+    batch_size = 8
+    learning_rate = 6e-4
+    image_size = 256
+
+    def __init__(self, device: str, seed: int):
+        self.model = load_sam2(ARCHITECTURE, None, device=device, seed=seed).train()
+        self.parameters = [
+            value.requires_grad_() for name, value in self.model.named_parameters() if not name.startswith(VIDEO_PARTS)
+        ]
+        self.device = device
+        self.random = np.random.default_rng(seed)
+
+    def loss(self, phantoms: Sequence[Phantom]) -> torch.Tensor:
+        """Loss of a batch, averaged over its targets and both rounds."""
+        pixels = torch.from_numpy(np.stack([phantom.image for phantom in phantoms])[..., None])
+        prompts = self._prompts(phantoms)
+        features = encode_images(self.model, pixels).repeat(TARGETS_PER_IMAGE)
+        targets = _shrink(prompts.targets)
+        logits, iou = decode_prompts(self.model, features, prompts.points, prompts.labels)
+        first, best = _mask_loss(logits, iou, targets)
+        chosen = logits[torch.arange(len(best)), best][:, None].detach()
+        points, labels = self._correct(prompts, chosen)
+        logits, iou = decode_prompts(self.model, features, points, labels, masks=chosen.clamp(-32, 32), multimask=False)
+        second, _ = _mask_loss(logits, iou, targets)
+        return (first + second) / 2
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What an image needs, in half precision."""
+        return {
+            name: value.half().contiguous()
+            for name, value in self.model.state_dict().items()
+            if not name.startswith(VIDEO_PARTS)
+        }
+
+    def _prompts(self, phantoms: Sequence[Phantom]) -> Prompts:
+        masks = [self._choose(phantom) for phantom in phantoms for _ in range(TARGETS_PER_IMAGE)]
+        made = [self._prompt(mask) for mask in masks]
+        return Prompts(
+            torch.from_numpy(np.stack(masks)).to(self.device),
+            torch.tensor(np.array([points for points, _ in made]), dtype=torch.float32, device=self.device),
+            torch.tensor([labels for _, labels in made], dtype=torch.int, device=self.device),
+        )
+
+    def _choose(self, phantom: Phantom) -> np.ndarray:
+        parts = [mask for mask in phantom.anatomy.values() if _LEAST_AREA < mask.mean() < _LARGEST_AREA]
+        lesion = len(phantom.lesions) and self.random.uniform() < _LESION_SHARE
+        pool = phantom.lesions if lesion or not parts else parts
+        return pool[int(self.random.integers(len(pool)))]
+
+    def _prompt(self, mask: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+        rows, columns = np.nonzero(mask)
+        if self.random.uniform() < _BOX_SHARE:
+            corners = np.array([[columns.min(), rows.min()], [columns.max() + 1, rows.max() + 1]], float)
+            return corners + self.random.normal(0, 0.01 * self.image_size, (2, 2)), (2, 3)
+        place = int(self.random.integers(len(rows)))
+        point = np.array([columns[place] + 0.5, rows[place] + 0.5])
+        if self.random.uniform() < _JITTER_SHARE:
+            point = np.clip(point + self.random.normal(0, 0.02 * self.image_size, 2), 0, self.image_size)
+        return np.stack([point, np.zeros(2)]), (1, -1)
+
+    def _correct(self, prompts: Prompts, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The prompts with one more click each, drawn from where the mask is wrong."""
+        size = prompts.targets.shape[-1]
+        predicted = F.interpolate(logits, (size, size), mode="bilinear", align_corners=False)[:, 0] > 0
+        wrong = (predicted ^ prompts.targets).flatten(1).float()
+        wrong = torch.where(wrong.any(1, keepdim=True), wrong, prompts.targets.flatten(1).float())
+        place = torch.multinomial(wrong, 1)
+        point = torch.cat([place % size, place // size], 1)[:, None].float() + 0.5
+        label = prompts.targets.flatten(1).gather(1, place).int()
+        return torch.cat([prompts.points, point], 1), torch.cat([prompts.labels, label], 1)
+
+
+def _shrink(masks: torch.Tensor) -> torch.Tensor:
+    return F.interpolate(masks[:, None].float(), (_COMPARED, _COMPARED), mode="area")[:, 0].round()
+
+
+def _mask_loss(logits: torch.Tensor, iou: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss of N prompts with M masks each, and which mask [N] was best; only that one learns its shape."""
+    logits = F.interpolate(logits, (_COMPARED, _COMPARED), mode="bilinear", align_corners=False)
+    target = targets[:, None].expand_as(logits)
+    chance = logits.sigmoid()
+    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    right = chance * target + (1 - chance) * (1 - target)
+    weight = 0.25 * target + 0.75 * (1 - target)
+    focal = (weight * (1 - right) ** 2 * entropy).flatten(2).mean(2)
+    overlap = (chance * target).flatten(2).sum(2)
+    dice = 1 - (2 * overlap + 1) / (chance.flatten(2).sum(2) + target.flatten(2).sum(2) + 1)
+    shape = 20 * focal + dice
+    best = shape.argmin(1)
+    with torch.no_grad():
+        inside = logits > 0
+        shared = (inside & (target > 0)).flatten(2).sum(2)
+        true_iou = shared / (inside | (target > 0)).flatten(2).sum(2).clamp(min=1)
+    return shape.gather(1, best[:, None]).mean() + (iou - true_iou).abs().mean(), best
