@@ -19,6 +19,8 @@ from pipeline.errors import MedFocusError
 
 # MLflow refuses longer parameter values.
 _LONGEST_PARAMETER = 6000
+# MLflow refuses more metrics in one request.
+_MOST_METRICS = 1000
 
 
 class TrackingError(MedFocusError):
@@ -95,7 +97,9 @@ def log_parameters(values: Mapping[str, str]) -> None:
 
 def log_metrics(values: Mapping[str, Any]) -> None:
     """Log the numbers among the values as metrics."""
-    mlflow.log_metrics({key: float(value) for key, value in values.items() if isinstance(value, int | float)})
+    numbers = [(key, float(value)) for key, value in values.items() if isinstance(value, int | float)]
+    for start in range(0, len(numbers), _MOST_METRICS):
+        mlflow.log_metrics(dict(numbers[start : start + _MOST_METRICS]))
 
 
 def log_history(history: Sequence[Mapping[str, float]]) -> None:
@@ -131,5 +135,5 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(value, dict):
             flat |= _flat(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = str(value)[:_LONGEST_PARAMETER]
+            flat[f"{prefix}{key}"] = _without_credentials(str(value))[:_LONGEST_PARAMETER]
     return flat
