@@ -45,7 +45,9 @@ def values_of(field: FieldInfo) -> st.SearchStrategy:
         low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
         return st.floats(low, high if high is not None else 1e6, exclude_min="gt" in bounds, exclude_max="lt" in bounds)
     assert kind is str
-    return st.text(min_size=bounds.get("min_length", 0), max_size=20)
+    # What JSON's escapes and YAML's have in common.
+    letters = st.characters(max_codepoint=0xD7FF, exclude_characters="\x7f")
+    return st.text(letters, min_size=bounds.get("min_length", 0), max_size=20)
 
 
 def fields(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:

@@ -56,6 +56,7 @@ def test_each_wrong_thing_has_its_line_and_hides_no_other(
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-word")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret-word@127.0.0.1:{servers.free_port()}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # a user's own setting; ours waits longer
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(b"content")
     endpoint = f"http://user:secret-word@127.0.0.1:{servers.free_port()}"

@@ -1,4 +1,5 @@
 import json
+import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -79,17 +80,19 @@ def test_wrong_credentials_are_told(s3: Callable[[str], str], monkeypatch: pytes
 
 @contextmanager
 def enforcing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A server that checks signatures, after the one call that makes an access key; its key is in the environment."""
-    with servers.s3({"INITIAL_NO_AUTH_ACTION_COUNT": "3"}) as url:
+    """A server that checks signatures and policies; the environment holds the key of a user who may use S3."""
+    with servers.s3() as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-        user = boto3.client("iam", region_name="us-east-1")
-        user.create_user(UserName="reader")
+        users = boto3.client("iam", region_name="us-east-1")
+        users.create_user(UserName="reader")
         allowed = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "s3:*", "Resource": "*"}]}
-        user.put_user_policy(UserName="reader", PolicyName="all", PolicyDocument=json.dumps(allowed))
-        key = user.create_access_key(UserName="reader")["AccessKey"]
+        users.put_user_policy(UserName="reader", PolicyName="all", PolicyDocument=json.dumps(allowed))
+        key = users.create_access_key(UserName="reader")["AccessKey"]
+        boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="guarded")
+        check = urllib.request.Request(f"{url}/moto-api/reset-auth", b"0", {"Content-Type": "text/plain"})
+        urllib.request.urlopen(check).close()  # from here on it checks
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", key["AccessKeyId"])
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", key["SecretAccessKey"])
-        boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="guarded")
         yield
 
 
