@@ -7,20 +7,23 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 _NOTE = "MedFocus, research use only"
+# Inches: with very many classes the cells shrink instead of the picture growing without bound.
+_LONGEST_SIDE = 24.0
+_MOST_NUMBERED_CLASSES = 40
 
 
 def draw_confusion(path: Path, counts: np.ndarray, classes: tuple[str, ...]) -> None:
     """Confusion matrix: counts int [C, C], true class by predicted class, shaded by share of the true class."""
-    side = max(4.0, 0.8 * len(classes) + 2)
+    side = min(max(4.0, 0.8 * len(classes) + 2), _LONGEST_SIDE)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.add_subplot()
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     shown = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(shown, ax=axes, label="share of the true class", shrink=0.8)
-    for row, column in np.ndindex(*counts.shape):
+    for row, column in np.ndindex(*counts.shape) if len(classes) <= _MOST_NUMBERED_CLASSES else ():
         dark = shares[row, column] > 0.5
         axes.text(column, row, str(counts[row, column]), ha="center", va="center", color="white" if dark else "black")
-    names = [name.replace("_", " ") for name in classes]
+    names = [name.replace("_", " ").replace("$", r"\$") for name in classes]  # $ would begin a formula
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("predicted")

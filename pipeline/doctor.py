@@ -2,6 +2,7 @@
 
 import platform
 import shutil
+import socket
 import sys
 import uuid
 from collections.abc import Callable
@@ -9,13 +10,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from cluster.connect import connected
 from cluster.errors import ClusterError
-from pipeline import checkpoints, tracking
-from pipeline.config import Config
+from pipeline.config import ClipSection, Config, SegmentSection
 from pipeline.errors import MedFocusError
-from pipeline.storage import locate, s3_endpoint
-from stages.weights import file_sha256
+from pipeline.storage import locate, s3_endpoint, without_credentials
+
+# What may be broken is imported by its own check, so that one library that is does not hide the others.
 
 _LEAST_FREE_BYTES = 2 << 30
 
@@ -37,24 +37,34 @@ def run(config: Config, probe: str | None) -> dict[str, Any]:
         ("ray", lambda: _ray(config)),
         ("storage", lambda: _storage(config, probe)),
         ("mlflow", lambda: _mlflow(config)),
-        ("sam2 weights", lambda: _weights(checkpoints.resolve_sam2(config.segment, config.storage))),
-        ("clip weights", lambda: _weights(checkpoints.resolve_clip(config.clip, config.storage))),
+        ("sam2 weights", lambda: _weights("resolve_sam2", config.segment, config)),
+        ("clip weights", lambda: _weights("resolve_clip", config.clip, config)),
         ("disk", lambda: _disk(config)),
     ]
     found: dict[str, str] = {}
-    wrong: dict[str, str] = {}
+    wrong: list[str] = []
     for name, check in checks:
         try:
             found[name] = check()
-            print(f"ok     {name}: {found[name]}")
+            print(f"ok     {name}: {found[name]}", flush=True)
         except Exception as error:  # whatever is wrong with one thing, the others are still worth a look
-            wrong[name] = " ".join(str(error).split())[:300] or type(error).__name__
-            print(f"wrong  {name}: {wrong[name]}")
+            wrong.append(name)
+            print(f"wrong  {name}: {_reason(error)}", flush=True)
     if wrong:
         raise MedFocusError(
             f"{len(wrong)} of {len(checks)} checks failed ({', '.join(wrong)}); the lines above say the mend"
         )
     return {"checks": found}
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong and the mend, in one line."""
+    told = without_credentials(" ".join(str(error).split()))[:300]
+    if isinstance(error, MedFocusError):
+        return told
+    if isinstance(error, ImportError):
+        return f"{told}; install MedFocus again with its constraints.txt (make demo does)"
+    return f"{type(error).__name__}: {told}; install MedFocus again, or report this if it stays"
 
 
 def _python() -> str:
@@ -85,6 +95,9 @@ def _torchvision() -> str:
 
 
 def _ray(config: Config) -> str:
+    from cluster.connect import connected
+
+    _check_listens(config.cluster.address)
     try:
         with connected(config.cluster.address, config.cluster.cpus) as resources:
             held = f"{resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs"
@@ -93,8 +106,21 @@ def _ray(config: Config) -> str:
     return f"{version('ray')}, {config.cluster.address or 'started here'}: {held}"
 
 
+def _check_listens(address: str | None) -> None:
+    """Raise MedFocusError if nothing listens at ``[ray://]HOST:PORT``: Ray itself takes minutes to say so."""
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError as error:
+        raise MedFocusError(
+            f"nothing answers at {address} ({error.strerror or error}); start Ray or correct cluster.address"
+        ) from error
+
+
 def _storage(config: Config, probe: str | None) -> str:
-    endpoint = (s3_endpoint(config.storage) or "AWS").rpartition("@")[2]
+    endpoint = without_credentials(s3_endpoint(config.storage) or "AWS")
     if probe is None:
         return f"not probed, S3 endpoint {endpoint}; --probe PREFIX writes, reads and deletes a small file"
     place = locate(probe, config.storage) / f".medfocus-doctor-{uuid.uuid4().hex}"
@@ -109,11 +135,17 @@ def _storage(config: Config, probe: str | None) -> str:
 
 
 def _mlflow(config: Config) -> str:
+    from pipeline import tracking
+
     tracking.connect(config)
     return f"{version('mlflow')}, {tracking.shown_uri(config)}"
 
 
-def _weights(source: checkpoints.Source) -> str:
+def _weights(resolve: str, section: SegmentSection | ClipSection, config: Config) -> str:
+    from pipeline import checkpoints
+    from stages.weights import file_sha256
+
+    source = getattr(checkpoints, resolve)(section, config.storage)
     if source.checkpoint is None:
         return f"{Path(source.model).name}: no weights, runs UNTRAINED with random ones"
     return f"{source.checkpoint.name}, sha256 {file_sha256(source.checkpoint)}"

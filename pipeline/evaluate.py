@@ -1,18 +1,21 @@
 """``medfocus evaluate``: metrics of predictions against labels, overall and for each site."""
 
+import hashlib
 import json
 import re
 import tempfile
+from collections.abc import Callable, Container, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import mlflow
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.dataset as pads
-import pyarrow.parquet as pq
 
 from pipeline import charts, records, tracking
 from pipeline.commit import PREDICTIONS, RUN_FILE, Output
@@ -24,6 +27,54 @@ from pipeline.metrics import Judged, as_lines, calibration, confusion, measure
 from pipeline.storage import Location, locate
 
 _COLUMNS = ["image_id", "patient_id", "site", "probabilities", "decision", "model_version"]
+# Files read at once: an object store answers slowly, not little.
+_READERS = 8
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What is known: the row of each image, and for each row its label as an index into ``names``.
+
+    Args:
+        rows: row by image_id.
+        codes: int64 [rows].
+        names: the labels there are.
+        digest: SHA-256 that stands for where they were read.
+        uri: where they were read.
+    """
+
+    rows: dict[str, int]
+    codes: np.ndarray
+    names: list[str]
+    digest: str
+    uri: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is needed of one file of predictions: the rows with a label, and what its rows have in common.
+
+    Args:
+        known: int64 [n], the row of each in the labels.
+        probabilities: float32 [n, C].
+        accepted: bool [n].
+        patients: the patient of each; None where none is known.
+        sites: the site of each; '' where none is known.
+        classes: in the order of ``probabilities``.
+        versions: of the model, of all rows.
+        rows: how many rows the file has.
+    """
+
+    known: np.ndarray
+    probabilities: np.ndarray
+    accepted: np.ndarray
+    patients: list[str | None]
+    sites: list[str]
+    classes: tuple[str, ...]
+    versions: frozenset[str]
+    rows: int
 
 
 def run(config: Config, out: str, labels: str) -> dict[str, Any]:
@@ -34,36 +85,43 @@ def run(config: Config, out: str, labels: str) -> dict[str, Any]:
         out: prefix that ``score`` wrote.
         labels: prefix of shards, or a CSV file with the columns ``image_id`` (or ``file``) and ``label``.
 
+    Returns:
+        ``rows`` compared; ``unlabelled`` predictions, left out; ``unpredicted`` labels, of images in quarantine or
+        not scored; ``quarantined`` images; ``metrics`` and, by name, ``sites`` as ``measure`` gives them.
+
     Raises:
         UsageError: there are no predictions, they are of several models, or the labels do not fit them.
     """
     with before_start():
         output = Output(locate(out, config.storage), PREDICTIONS)
-        predictions, classes, version = _read_predictions(output)
         truth = _read_labels(locate(labels, config.storage))
-        judged, sites, unlabelled = _match(predictions, truth, classes, labels)
+        parts, classes, version = _read_predictions(output.rows, truth)
+        judged, sites = _judge(parts, classes, truth, output.rows.uri)
+        finished = _is_finished(output)
+        counts = {
+            "rows": len(judged.truth),
+            "unlabelled": sum(part.rows for part in parts) - len(judged.truth),
+            "unpredicted": len(truth.codes) - len(judged.truth),
+            "quarantined": output.quarantined(),
+        }
+    if not finished:
+        log.warning("scoring has not finished: the metrics are of the predictions so far")
     with tracking.run("evaluate", config) as active:
         tracking.log_parameters({"model_version": version})
-        record = (output.prefix / RUN_FILE).read_json()
-        tracking.log_dataset("predictions", record["key"], "evaluate")
+        tracking.log_dataset("predictions", _digest(judged, version), "evaluate")
+        tracking.log_dataset("labels", truth.digest, "evaluate")
         overall = _measure(judged, config)
         by_site = {site: _measure(judged.only(sites == site), config) for site in sorted(set(sites)) if site}
-        for line in as_lines(f"all sites, {len(judged.truth)} images", overall):
-            log.info(line)
+        for line in as_lines(f"all sites, {counts['rows']} images, value and 95 % interval", overall):
+            log.info("%s", line)
         for site, metrics in by_site.items():
             event(f"site {site}", images=int((sites == site).sum()), **_heads(metrics))
-        result = {
-            "accuracy": overall["accuracy"]["value"],
-            "macro_auroc": overall["macro_auroc"]["value"],
-            "rows": len(judged.truth),
-            "unlabelled": unlabelled,
-            "quarantined": output.quarantined(),
-            "model_version": version,
-        }
+        result = {"accuracy": overall["accuracy"]["value"], "macro_auroc": overall["macro_auroc"]["value"]}
+        result |= counts | {"model_version": version}
         detail = {"metrics": overall, "sites": by_site}
-        _log(judged, overall, by_site, result | detail, config.evaluate)
-        tracking.log_metrics({key: result[key] for key in ("rows", "unlabelled", "quarantined")})
-        event("evaluated", rows=result["rows"], unlabelled=unlabelled, accuracy=result["accuracy"])
+        tracking.log_metrics(counts | _flat(overall, by_site))
+        _log_files(judged, overall, result | detail, config.evaluate)
+        event("evaluated, rows without a label left out", **counts, accuracy=result["accuracy"])
         return result | {"mlflow_run_id": active.info.run_id} | detail
 
 
@@ -76,96 +134,197 @@ def _heads(metrics: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {name: metrics[name]["value"] for name in ("accuracy", "macro_auroc", "expected_calibration_error")}
 
 
-def _read_predictions(output: Output) -> tuple[pa.Table, tuple[str, ...], str]:
-    """All predictions without their masks, the classes, and the one model version that made them."""
-    names = output.rows.files(".parquet")
+def _is_finished(output: Output) -> bool:
+    record = output.prefix / RUN_FILE
+    return bool(record.exists() and record.read_json().get("finished"))
+
+
+def _digest(judged: Judged, version: str) -> str:
+    """SHA-256 of what was compared, by what was predicted of it: ids stay out."""
+    digest = hashlib.sha256(json.dumps([version, judged.classes]).encode())
+    digest.update(judged.probabilities.tobytes())
+    return digest.hexdigest()
+
+
+def _read(location: Location, record: pa.Schema, columns: list[str]) -> pa.Table:
+    """Columns of a Parquet file, which has to hold a record; the file's metadata comes with them."""
+    fragment = pads.ParquetFileFormat().make_fragment(location.path, location.filesystem)
+    try:
+        schema = location.attempt(lambda: fragment.physical_schema)
+        records.check_record(schema, record, location.uri)
+        table = location.attempt(lambda: fragment.to_table(columns=columns))
+    except pa.ArrowInvalid as error:
+        raise UsageError(f"{location.uri}: not a whole Parquet file; remove it and make it again") from error
+    return table.replace_schema_metadata(schema.metadata)
+
+
+def _each(locations: Sequence[Location], read: Callable[[Location], T]) -> list[T]:
+    """What ``read`` gives for each, in order; several are read at once."""
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(read, locations))
+
+
+def _read_predictions(rows: Location, truth: Labels) -> tuple[list[Part], tuple[str, ...], str]:
+    """The predictions with a label, file by file and without their masks; the classes; the model version.
+
+    Raises:
+        UsageError: there is no prediction, or the files do not agree on the classes or the model.
+    """
+    names = rows.files(".parquet")
     if not names:
-        raise UsageError(f"{output.rows.uri}: no predictions; run medfocus score into it, or correct OUT")
-    first = output.rows / names[0]
-    schema = pq.read_schema(first.path, filesystem=first.filesystem)
-    records.check_record(schema, records.PREDICTION, first.uri)
-    paths = [(output.rows / name).path for name in names]
-    dataset = pads.dataset(paths, schema=records.PREDICTION, filesystem=first.filesystem, format="parquet")
-    table = dataset.to_table(columns=_COLUMNS)
-    versions = pc.unique(table["model_version"]).to_pylist()
-    if not table.num_rows:
-        raise UsageError(f"{output.rows.uri}: every image is in quarantine; see the causes there")
+        raise UsageError(f"{rows.uri}: no predictions; run medfocus score into it, or correct OUT")
+    parts = _each([rows / name for name in names], lambda file: _part(file, truth))
+    if any(part.classes != parts[0].classes for part in parts):
+        raise UsageError(f"{rows.uri}: the files name different classes, or in another order; score into a new prefix")
+    versions = frozenset[str]().union(*(part.versions for part in parts))
+    if not versions:
+        raise UsageError(f"{rows.uri}: every image is in quarantine; see the causes there")
     if len(versions) > 1:
-        raise UsageError(f"{output.rows.uri}: predictions of {len(versions)} model versions; score into a new prefix")
-    return table, tuple(json.loads(schema.metadata[records.CLASSES_KEY])), versions[0]
+        raise UsageError(f"{rows.uri}: predictions of {len(versions)} model versions; score into a new prefix")
+    return parts, parts[0].classes, next(iter(versions))
 
 
-def _read_labels(location: Location) -> dict[str, str]:
-    """Label by image_id, of a prefix of shards or a CSV file; rows without a label are left out."""
+def _part(file: Location, truth: Labels) -> Part:
+    table = _read(file, records.PREDICTION, _COLUMNS)
+    if records.CLASSES_KEY not in table.schema.metadata:
+        raise UsageError(f"{file.uri}: its metadata names no classes; score into a new prefix")
+    classes = tuple(json.loads(table.schema.metadata[records.CLASSES_KEY]))
+    known = np.array([truth.rows.get(image, -1) for image in table["image_id"].to_pylist()], np.int64)
+    versions = frozenset(table["model_version"].unique().to_pylist())
+    labelled = table.filter(pa.array(known >= 0))
+    probabilities = labelled["probabilities"].combine_chunks()
+    lengths = probabilities.value_lengths().to_numpy(zero_copy_only=False)
+    values = probabilities.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+    if not (lengths == len(classes)).all() or not ((values >= 0) & (values <= 1)).all():
+        raise UsageError(
+            f"{file.uri}: column probabilities is not {len(classes)} numbers from 0 to 1 in every row; score again"
+        )
+    return Part(
+        known=known[known >= 0],
+        probabilities=values.reshape(-1, len(classes)),
+        accepted=np.array(labelled["decision"].to_pylist(), object) == "accept",
+        patients=labelled["patient_id"].to_pylist(),
+        sites=[site or "" for site in labelled["site"].to_pylist()],
+        classes=classes,
+        versions=versions,
+        rows=table.num_rows,
+    )
+
+
+def _read_labels(location: Location) -> Labels:
+    """Labels of a prefix of shards or a CSV file; rows without a label are left out.
+
+    Raises:
+        UsageError: it is neither, holds no label, or gives an image two.
+    """
     if (location / FILE).exists():
-        paths = [(location / shard.name).path for shard in read_manifest(location).shards]
-        dataset = pads.dataset(paths, schema=records.SHARD, filesystem=location.filesystem, format="parquet")
-        table = dataset.to_table(columns=["image_id", "label"])
+        manifest = read_manifest(location)
+        table, digest = _shard_labels([location / shard.name for shard in manifest.shards]), manifest.digest
+    elif not location.exists() or location.is_folder():
+        raise UsageError(f"{location.uri}: neither shards nor a label file; correct --labels")
     else:
-        if not location.exists() or location.is_folder():
-            raise UsageError(f"{location.uri}: neither shards nor a label file; correct --labels")
-        text = {name: pa.string() for name in ("image_id", "file", "label")}
-        try:
-            options = pacsv.ConvertOptions(column_types=text, strings_can_be_null=True)
-            table = pacsv.read_csv(pa.BufferReader(location.read()), convert_options=options)
-        except pa.ArrowInvalid as error:
-            raise UsageError(
-                f"{location.uri}: not a CSV file ({str(error).splitlines()[0][:120]}); correct it"
-            ) from error
-        name = "image_id" if "image_id" in table.column_names else "file"
-        if name not in table.column_names or "label" not in table.column_names:
-            raise UsageError(f"{location.uri}: needs the columns image_id (or file) and label; correct the header")
-        table = table.select([name, "label"]).rename_columns(["image_id", "label"])
-    table = table.filter(table["label"].is_valid())
+        content = location.read()
+        table, digest = _csv_labels(content, location.uri), hashlib.sha256(content).hexdigest()
+    table = table.drop_null()
     if not table.num_rows:
         raise UsageError(f"{location.uri}: holds no label; give labelled shards or a label file")
-    return dict(zip(table["image_id"].to_pylist(), table["label"].to_pylist(), strict=True))
+    names = sorted(table["label"].unique().to_pylist())
+    index = {name: number for number, name in enumerate(names)}
+    known: dict[str, int] = {}
+    for image, label in zip(table["image_id"].to_pylist(), table["label"].to_pylist(), strict=True):
+        if known.setdefault(image, index[label]) != index[label]:
+            raise UsageError(f"{location.uri}: gives one image two labels; keep one line an image")
+    codes = np.fromiter(known.values(), np.int64, len(known))
+    return Labels({image: row for row, image in enumerate(known)}, codes, names, digest, location.uri)
 
 
-def _match(
-    predictions: pa.Table, truth: dict[str, str], classes: tuple[str, ...], labels: str
-) -> tuple[Judged, np.ndarray, int]:
-    """Predictions with a label, the site of each ('' where none is known), and how many have no label."""
-    images = predictions["image_id"].to_pylist()
-    rows = np.array([image in truth for image in images], bool)
-    if not rows.any():
-        raise UsageError(f"{labels}: names none of the predicted images; give the labels of this archive")
-    index = {name: number for number, name in enumerate(classes)}
-    named = [truth[image] for image in images if image in truth]
-    if strangers := sorted(set(named) - set(classes)):
-        raise UsageError(
-            f"{labels}: label {strangers[0]} is no class of the model ({', '.join(classes)}); correct the labels"
+def _shard_labels(shards: Sequence[Location]) -> pa.Table:
+    return pa.concat_tables(_each(shards, lambda shard: _read(shard, records.SHARD, ["image_id", "label"])))
+
+
+def _csv_labels(content: bytes, uri: str) -> pa.Table:
+    try:
+        table = pacsv.read_csv(
+            pa.BufferReader(content),
+            convert_options=pacsv.ConvertOptions(
+                column_types={name: pa.string() for name in ("image_id", "file", "label")},
+                strings_can_be_null=True,
+                null_values=[""],  # a class may be called NA
+            ),
         )
-    probabilities = np.array(predictions["probabilities"].to_pylist(), np.float32)
-    patients = [
-        f"patient {patient}" if patient is not None else f"image {image}"
-        for image, patient in zip(images, predictions["patient_id"].to_pylist(), strict=True)
-    ]
+    except pa.ArrowInvalid as error:
+        # The parser quotes the line, which may tell who the data is about.
+        told = re.search(r"Expected \d+ columns, got \d+|invalid UTF8 data|Empty CSV file", str(error))
+        raise UsageError(
+            f"{uri}: not a CSV file ({told.group() if told else 'it cannot be parsed'}); correct it"
+        ) from error
+    name = "image_id" if "image_id" in table.column_names else "file"
+    if name not in table.column_names or "label" not in table.column_names:
+        raise UsageError(f"{uri}: needs the columns image_id (or file) and label; correct the header")
+    return table.select([name, "label"]).rename_columns(["image_id", "label"])
+
+
+def _judge(parts: Sequence[Part], classes: tuple[str, ...], truth: Labels, uri: str) -> tuple[Judged, np.ndarray]:
+    """All predictions with a label, and the site of each (object [N], '' where none is known)."""
+    known = np.concatenate([part.known for part in parts])
+    if not len(known):
+        raise UsageError(f"{truth.uri}: names none of the predicted images; give the labels of this archive")
+    if twice := len(known) - len(np.unique(known)):
+        raise UsageError(f"{uri}: {twice} images are predicted more than once; score into a new prefix")
+    index = {name: number for number, name in enumerate(classes)}
+    of_label = np.array([index.get(name, -1) for name in truth.names], np.int64)
+    labels = truth.codes[known]
+    if len(strangers := np.unique(labels[of_label[labels] < 0])):
+        raise UsageError(
+            f"{truth.uri}: label {truth.names[strangers[0]]} is no class of the model ({', '.join(classes)});"
+            " correct the labels"
+        )
     judged = Judged(
-        truth=np.array([index[name] for name in named], np.int64),
-        probabilities=probabilities[rows],
-        accepted=np.array(predictions["decision"].to_pylist())[rows] == "accept",
-        patients=np.array(patients)[rows],
+        truth=of_label[labels],
+        probabilities=np.concatenate([part.probabilities for part in parts]),
+        accepted=np.concatenate([part.accepted for part in parts]),
+        patients=_numbered([patient for part in parts for patient in part.patients]),
         classes=classes,
     )
-    sites = np.array([site or "" for site in predictions["site"].to_pylist()])[rows]
-    return judged, sites, int((~rows).sum())
+    return judged, np.array([site for part in parts for site in part.sites], object)
 
 
-def _log(
-    judged: Judged,
-    overall: dict[str, dict[str, Any]],
-    by_site: dict[str, dict[str, dict[str, Any]]],
-    result: dict[str, Any],
-    section: EvaluateSection,
-) -> None:
-    """Metrics, pictures and the whole result into the active run."""
-    for prefix, metrics in [("", overall), *((f"site/{site}/", by_site[site]) for site in by_site)]:
+def _numbered(patients: Sequence[str | None]) -> np.ndarray:
+    """A number for each patient, int64 [N]; an image whose patient is not known has its own."""
+    numbers: dict[str | int, int] = {}
+    return np.array(
+        [numbers.setdefault(row if patient is None else patient, len(numbers)) for row, patient in enumerate(patients)],
+        np.int64,
+    )
+
+
+def _flat(overall: dict[str, dict[str, Any]], by_site: dict[str, dict[str, dict[str, Any]]]) -> dict[str, float]:
+    """Values and ends of intervals under names that MLflow takes, no two alike."""
+    flat: dict[str, float] = {}
+    for prefix, metrics in [((), overall), *((("site", site), by_site[site]) for site in by_site)]:
         for name, entry in metrics.items():
-            shown = re.sub(r"[^A-Za-z0-9_./ -]", "_", prefix + name)
+            path = "/".join(_segment(part) for part in (*prefix, *name.split("/", 1)))
             for suffix, key in (("", "value"), ("_low", "low"), ("_high", "high")):
                 if entry[key] is not None:
-                    mlflow.log_metric(shown + suffix, entry[key])
+                    flat[_free(path + suffix, flat)] = entry[key]
+    return flat
+
+
+def _segment(name: str) -> str:
+    """A name as one segment of a metric's name: MLflow takes few characters, and no path that has another form."""
+    allowed = re.sub(r"[^A-Za-z0-9_. -]", "_", name)[:80]
+    return "_" if not allowed.strip(".") else allowed
+
+
+def _free(name: str, taken: Container[str]) -> str:
+    """The name, numbered if it is taken: what differs in letters that MLflow refuses must not be overwritten."""
+    return next(free for number in count(1) if (free := name if number == 1 else f"{name} {number}") not in taken)
+
+
+def _log_files(
+    judged: Judged, overall: dict[str, dict[str, Any]], result: dict[str, Any], section: EvaluateSection
+) -> None:
+    """Pictures and the whole result into the active run."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         charts.draw_confusion(folder / "confusion_matrix.png", confusion(judged), judged.classes)

@@ -16,7 +16,7 @@ class Judged:
         truth: int64 [N], the true class.
         probabilities: float [N, C].
         accepted: bool [N], whether the decision was ``accept``.
-        patients: str [N], what is drawn together in a resample (an image without a patient is its own).
+        patients: int or str [N], what is drawn together in a resample (an image without a patient is its own).
         classes: names of the C classes.
     """
 
@@ -57,8 +57,8 @@ def calibration(judged: Judged, bins: int) -> tuple[np.ndarray, np.ndarray, np.n
 def measure(judged: Judged, *, resamples: int, bins: int, seed: int) -> dict[str, dict[str, Any]]:
     """Every metric with its 95 % percentile interval of a bootstrap over patients (Efron 1979).
 
-    Accuracy; macro-AUROC, one against the rest, over the classes that have both sides; sensitivity and
-    specificity of each class; expected calibration error over bins of equal width (arXiv 1706.04599, equation 3);
+    Accuracy; macro-AUROC, one against the rest, over the classes that have both sides in ``judged``; sensitivity
+    and specificity of each class; expected calibration error over bins of equal width (arXiv 1706.04599, equation 3);
     coverage, the share that is accepted; and the accuracy of what is accepted.
 
     Args:
@@ -68,8 +68,12 @@ def measure(judged: Judged, *, resamples: int, bins: int, seed: int) -> dict[str
         seed: of the resampling.
 
     Returns:
-        By name ``{"value", "low", "high", "resamples"}``; a value that is not defined (a class without a row) is
-        None, and a resample in which it is not is left out of the interval and of the count.
+        By name ``{"value", "low", "high", "resamples", "undefined"}``. A value that is not defined (a class without a
+        row) is None. Resamples in which it is not (of macro-AUROC: one of its classes is not) are left out of the
+        interval: ``resamples`` counts those behind it, ``undefined`` the others. ``macro_auroc`` also has ``left_out``,
+        the names of the classes it is not about.
+
+    Memory is that of a few arrays of N and of one number a metric and resample.
     """
     scorer = _Scorer(judged, bins)
     value = scorer(np.ones(len(judged.truth)))
@@ -88,7 +92,8 @@ def measure(judged: Judged, *, resamples: int, bins: int, seed: int) -> dict[str
         low, high = np.percentile(defined, (2.5, 97.5)) if len(defined) else (np.nan, np.nan)
         numbers = {"value": value[index], "low": low, "high": high}
         result[name] = {key: float(number) if np.isfinite(number) else None for key, number in numbers.items()}
-        result[name]["resamples"] = len(defined)
+        result[name] |= {"resamples": len(defined), "undefined": resamples - len(defined)}
+    result["macro_auroc"]["left_out"] = scorer.left_out
     return result
 
 
@@ -105,7 +110,11 @@ class _Scorer:
         self.judged, self.bins = judged, bins
         self.count = len(judged.classes)
         self.bin, self.confidence, self.right = _binned(judged, bins)
-        self.ranks = [_Ranks(judged.probabilities[:, c], judged.truth == c) for c in range(self.count)]
+        present = np.bincount(judged.truth, minlength=self.count)
+        both_sides = (present > 0) & (present < len(judged.truth))
+        # Fixed once: a macro average over the classes that a resample happens to hold would be another metric.
+        self.ranks = [_Ranks(judged.probabilities[:, c], judged.truth == c) for c in np.flatnonzero(both_sides)]
+        self.left_out = [name for name, there in zip(judged.classes, both_sides, strict=True) if not there]
         self.pair = judged.truth * self.count + judged.predicted
         self.names = ["accuracy", "macro_auroc", "expected_calibration_error", "coverage", "accepted_accuracy"]
         self.names += [f"sensitivity/{name}" for name in judged.classes]
@@ -118,15 +127,15 @@ class _Scorer:
         total, hit = table.sum(), np.diag(table)
         positive, called = table.sum(1), table.sum(0)
         accepted = weights * self.judged.accepted
-        aurocs = np.array([ranks.auroc(weights) for ranks in self.ranks])
+        aurocs = [ranks.auroc(weights) for ranks in self.ranks]
         gap = np.bincount(self.bin, weights * (self.confidence - self.right), self.bins)
         with np.errstate(invalid="ignore", divide="ignore"):
             head = [
                 hit.sum() / total,
-                aurocs[np.isfinite(aurocs)].mean() if np.isfinite(aurocs).any() else np.nan,
+                np.mean(aurocs) if aurocs else np.nan,
                 np.abs(gap).sum() / total,
                 accepted.sum() / total,
-                (accepted @ self.right) / accepted.sum(),
+                (accepted * self.right).sum() / accepted.sum(),
             ]
             specificity = (total - positive - called + hit) / (total - positive)
             return np.concatenate([head, hit / positive, specificity])
@@ -136,33 +145,37 @@ class _Ranks:
     """Area under the ROC curve of one class for any row weights, ties counted half (Mann-Whitney)."""
 
     def __init__(self, scores: np.ndarray, positive: np.ndarray):
-        _, self.group = np.unique(scores, return_inverse=True)
-        self.groups = self.group.max() + 1
-        self.positive = positive
+        self.positive, negative = np.flatnonzero(positive), np.flatnonzero(~positive)
+        # Both sorted once, so that a resample costs sums along them and no sort.
+        self.negative = negative[np.argsort(scores[negative])]
+        self.positive = self.positive[np.argsort(scores[self.positive])]
+        ordered, mine = scores[self.negative], scores[self.positive]
+        self.below, self.up_to = np.searchsorted(ordered, mine, "left"), np.searchsorted(ordered, mine, "right")
 
     def auroc(self, weights: np.ndarray) -> float:
-        positive = np.bincount(self.group, weights * self.positive, self.groups)
-        negative = np.bincount(self.group, weights * ~self.positive, self.groups)
-        pairs = positive.sum() * negative.sum()
+        """Weighted share of the pairs in the right order; nan where a side has no weight. Weights float64 [N]."""
+        positive = weights[self.positive]
+        negative = np.concatenate([[0.0], np.cumsum(weights[self.negative])])
+        pairs = positive.sum() * negative[-1]
         if not pairs:
             return float("nan")
-        below = np.cumsum(negative) - negative
-        return float(positive @ (below + 0.5 * negative) / pairs)
+        # Not ``@``: BLAS starts threads for it, which costs five times the sum on a busy machine.
+        return float((positive * (negative[self.below] + negative[self.up_to])).sum() / (2 * pairs))
 
 
 def as_lines(title: str, metrics: dict[str, dict[str, Any]]) -> Sequence[str]:
     """The metrics as aligned lines for a person."""
     width = max(len(name) for name in metrics)
-    lines = [title]
-    for name, entry in metrics.items():
-        if entry["value"] is None:
-            lines.append(f"  {name:<{width}}  not defined")
-        else:
-            lines.append(
-                f"  {name:<{width}}  {entry['value']:.3f}  [{_number(entry['low'])}, {_number(entry['high'])}]"
-            )
-    return lines
+    return [title, *(f"  {name:<{width}}  {_shown(entry)}" for name, entry in metrics.items())]
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _shown(entry: dict[str, Any]) -> str:
+    if entry["value"] is None:
+        return "not defined"
+    interval = "-" if entry["low"] is None else f"{entry['low']:.3f}, {entry['high']:.3f}"
+    notes = []
+    if entry.get("left_out"):
+        notes.append(f"without {', '.join(entry['left_out'])}: no such label, or no other")
+    if entry["undefined"]:
+        notes.append(f"not defined in {entry['undefined']} of {entry['undefined'] + entry['resamples']} resamples")
+    return f"{entry['value']:.3f}  [{interval}]" + (f"  ({'; '.join(notes)})" if notes else "")

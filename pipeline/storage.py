@@ -9,6 +9,7 @@ import json
 import os
 import re
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ class Location:
         """Names below this place, sorted, relative to it; empty where there is no such place."""
         selector = pafs.FileSelector(self.path, recursive=recursive, allow_not_found=True)
         prefix = self.path.rstrip("/") + "/"
-        found = self._try(lambda: self.filesystem.get_file_info(selector))
+        found = self.attempt(lambda: self.filesystem.get_file_info(selector))
         names = [info.path.removeprefix(prefix) for info in found if info.type == pafs.FileType.File]
         return sorted(name for name in names if name.endswith(suffix))
 
@@ -64,19 +65,19 @@ class Location:
             with self.filesystem.open_input_stream(self.path) as stream:
                 return stream.read()
 
-        return self._try(read)
+        return self.attempt(read)
 
     def write(self, content: bytes) -> None:
         """Write the whole content; a reader sees all of it or nothing."""
         if isinstance(self.filesystem, pafs.LocalFileSystem):
-            self._try(lambda: _write_local(Path(self.path), content))
+            self.attempt(lambda: _write_local(Path(self.path), content))
             return
 
         def write() -> None:
             with self.filesystem.open_output_stream(self.path, compression=None) as stream:
                 stream.write(content)
 
-        self._try(write)
+        self.attempt(write)
 
     def read_json(self) -> Any:
         return json.loads(self.read())
@@ -88,14 +89,15 @@ class Location:
         """Remove the file, or the folder with all below it; what is not there is no error."""
         info = self._info()
         if info.type == pafs.FileType.Directory:
-            self._try(lambda: self.filesystem.delete_dir(self.path))
+            self.attempt(lambda: self.filesystem.delete_dir(self.path))
         elif info.type == pafs.FileType.File:
-            self._try(lambda: self.filesystem.delete_file(self.path))
+            self.attempt(lambda: self.filesystem.delete_file(self.path))
 
     def _info(self) -> pafs.FileInfo:
-        return self._try(lambda: self.filesystem.get_file_info(self.path))
+        return self.attempt(lambda: self.filesystem.get_file_info(self.path))
 
-    def _try(self, call: Any) -> Any:
+    def attempt(self, call: Callable[[], Any]) -> Any:
+        """The result of a call that reads or writes here; StorageError with the mend where it fails."""
         try:
             return call()
         except OSError as error:
@@ -114,10 +116,21 @@ def locate(uri: str, config: StorageSection) -> Location:
     scheme, _, rest = uri.partition("://")
     if scheme != "s3" or not rest.strip("/"):
         raise StorageError(f"{uri}: not a local path or s3://bucket/prefix URI; correct it")
-    filesystem, bucket = _s3(config), rest.split("/")[0]
+    bucket = rest.split("/")[0]
+    if "@" in bucket or ":" in bucket:
+        # Not shown: what stands before the bucket is likely a secret.
+        raise StorageError(
+            "an s3:// URI holds no credentials; set AWS_ACCESS_KEY_ID or a profile, give s3://bucket/prefix"
+        )
+    filesystem = _s3(config)
     if not Location(filesystem, bucket, uri).exists():
         raise StorageError(f"{uri}: {_MENDS['NO_SUCH_BUCKET']}")
     return Location(filesystem, rest.rstrip("/"), uri.rstrip("/"))
+
+
+def without_credentials(text: str) -> str:
+    """A text without the ``user:password@`` of the URIs in it."""
+    return re.sub(r"://[^/@\s]*@", "://", text)
 
 
 def s3_endpoint(config: StorageSection) -> str | None:

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +15,12 @@ from mlflow.exceptions import MlflowException
 
 from pipeline.config import Config
 from pipeline.errors import MedFocusError
+from pipeline.storage import without_credentials
 
 # MLflow refuses longer parameter values.
 _LONGEST_PARAMETER = 6000
+# MLflow refuses more metrics in one request.
+_MOST_METRICS = 1000
 
 
 class TrackingError(MedFocusError):
@@ -32,7 +34,7 @@ def tracking_uri(config: Config) -> str:
 
 def shown_uri(config: Config) -> str:
     """The store's URI without the credentials it may hold."""
-    return _without_credentials(tracking_uri(config))
+    return without_credentials(tracking_uri(config))
 
 
 def connect(config: Config) -> str:
@@ -60,7 +62,7 @@ def connect(config: Config) -> str:
             return str(experiment.experiment_id)
         return str(mlflow.create_experiment(config.tracking.experiment, artifact_location=artifacts))
     except MlflowException as error:
-        reason = _without_credentials(str(error).splitlines()[0])[:160]
+        reason = without_credentials(str(error).splitlines()[0])[:160]
         raise TrackingError(
             f"MLflow at {shown_uri(config)}: {reason}; start the server or correct MLFLOW_TRACKING_URI"
         ) from error
@@ -95,7 +97,9 @@ def log_parameters(values: Mapping[str, str]) -> None:
 
 def log_metrics(values: Mapping[str, Any]) -> None:
     """Log the numbers among the values as metrics."""
-    mlflow.log_metrics({key: float(value) for key, value in values.items() if isinstance(value, int | float)})
+    numbers = [(key, float(value)) for key, value in values.items() if isinstance(value, int | float)]
+    for start in range(0, len(numbers), _MOST_METRICS):
+        mlflow.log_metrics(dict(numbers[start : start + _MOST_METRICS]))
 
 
 def log_history(history: Sequence[Mapping[str, float]]) -> None:
@@ -113,10 +117,6 @@ def log_dataset(name: str, digest: str, context: str) -> None:
     mlflow.log_input(MetaDataset(source, name=name, digest=digest[:36]), context=context)
 
 
-def _without_credentials(text: str) -> str:
-    return re.sub(r"://[^/@\s]*@", "://", text)
-
-
 def _known(run_id: str) -> bool:
     try:
         mlflow.get_run(run_id)
@@ -131,5 +131,5 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(value, dict):
             flat |= _flat(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = str(value)[:_LONGEST_PARAMETER]
+            flat[f"{prefix}{key}"] = without_credentials(str(value))[:_LONGEST_PARAMETER]
     return flat

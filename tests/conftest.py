@@ -3,6 +3,8 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported: tests call nobody outside
+
 import boto3
 import numpy as np
 import pytest

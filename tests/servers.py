@@ -34,7 +34,8 @@ def mlflow(folder: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
     command += ["--artifacts-destination", str(folder / "artifacts"), "--serve-artifacts"]
-    with _serving(command, f"http://127.0.0.1:{port}", {}) as url:
+    # Its runners of background jobs are processes of their own, which take as long to start as the server.
+    with _serving(command, f"http://127.0.0.1:{port}", {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}) as url:
         yield url
 
 

@@ -1,9 +1,14 @@
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from pipeline.config import Config, documented_keys, load_config
 from pipeline.errors import UsageError
@@ -22,6 +27,60 @@ def test_any_key_can_be_set_to_its_default(key: tuple) -> None:
     assert (
         load_config(None, [f"{name}={yaml.safe_dump(default, default_flow_style=True).split(chr(10))[0]}"]) == Config()
     )
+
+
+def values_of(field: FieldInfo) -> st.SearchStrategy:
+    """Values that a key takes, by its type and its bounds."""
+    bounds = {name: getattr(bound, name) for bound in field.metadata for name in ("ge", "gt", "le", "lt", "min_length")
+              if hasattr(bound, name)}  # fmt: skip
+    kind = next(of for of in (get_args(field.annotation) or (field.annotation,)) if of is not type(None))
+    if any(hasattr(bound, "pattern") and bound.pattern for bound in field.metadata):
+        pattern = next(bound.pattern for bound in field.metadata if getattr(bound, "pattern", None))
+        return st.text("0123456789abcdefABCDEF", min_size=64, max_size=64) if "64" in pattern else st.just("a {} b")
+    if isinstance(kind, str):
+        return st.sampled_from(get_args(field.annotation))
+    if kind is int:
+        return st.integers(bounds.get("ge", -(10**6)), bounds.get("le", 10**6))
+    if kind is float:
+        low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
+        return st.floats(low, high if high is not None else 1e6, exclude_min="gt" in bounds, exclude_max="lt" in bounds)
+    assert kind is str
+    # What JSON's escapes and YAML's have in common.
+    letters = st.characters(max_codepoint=0xD7FF, exclude_characters="\x7f")
+    return st.text(letters, min_size=bounds.get("min_length", 0), max_size=20)
+
+
+def fields(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from fields(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_any_allowed_value_of_any_key_arrives_and_moves_no_other(data: st.DataObject) -> None:
+    name, field = data.draw(st.sampled_from(list(fields())))
+    value = data.draw(values_of(field))
+    if name == "segment.min_area":
+        value = min(value, 0.4)  # below max_area, whose check has its own test
+    if name == "segment.max_area":
+        value = max(value, 0.1)
+    tree = load_config(None, [f"{name}={json.dumps(value)}"]).model_dump()
+    section, _, key = name.rpartition(".")
+    assert (tree[section] if section else tree)[key] == value
+    (tree[section] if section else tree)[key] = field.default
+    assert tree == Config().model_dump()
+
+
+@pytest.mark.parametrize(("name", "field"), [pytest.param(*item, id=item[0]) for item in fields()])
+def test_a_value_outside_the_bounds_is_refused_by_name(name: str, field: FieldInfo) -> None:
+    for bound in field.metadata:
+        for side, outside in (("ge", -1), ("gt", 0), ("le", 1), ("lt", 0)):
+            if getattr(bound, side, None) is not None:
+                with pytest.raises(UsageError, match=f"^{name}: "):
+                    load_config(None, [f"{name}={getattr(bound, side) + outside}"])
 
 
 @given(st.text("abcdefgh_", min_size=3, max_size=12))

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, recall_score, roc_auc_score
 
-from pipeline.metrics import Judged, calibration, confusion, measure
+from pipeline.metrics import Judged, as_lines, calibration, confusion, measure
 from pipeline.metrics import _Ranks as Ranks
 
 
@@ -94,9 +94,46 @@ def test_a_class_without_rows_is_not_defined_and_does_not_spoil_the_rest() -> No
     sample = judged()
     sample = sample.only(sample.truth != 2)
     found = run(sample, resamples=20)
-    assert found["sensitivity/c"] == {"value": None, "low": None, "high": None, "resamples": 0}
+    assert found["sensitivity/c"] == {"value": None, "low": None, "high": None, "resamples": 0, "undefined": 20}
+    assert found["macro_auroc"]["left_out"] == ["c"]
     aurocs = [roc_auc_score(sample.truth == index, sample.probabilities[:, index]) for index in (0, 1)]
     assert found["macro_auroc"]["value"] == pytest.approx(np.mean(aurocs))
+
+
+def test_one_class_alone_leaves_no_auroc() -> None:
+    sample = judged()
+    found = run(sample.only(sample.truth == 1), resamples=20)
+    assert found["macro_auroc"]["value"] is None and found["macro_auroc"]["left_out"] == ["a", "b", "c"]
+    assert found["specificity/b"]["value"] is None and found["sensitivity/b"]["resamples"] == 20
+
+
+def test_resamples_without_a_rare_class_are_left_out_and_counted() -> None:
+    """One row of a class: it is absent from (1 - 1/N)^N, about e^-1, of the resamples, and macro-AUROC with it."""
+    sample = judged(rows=60)
+    sample = sample.only((sample.truth != 2) | (np.arange(60) == np.flatnonzero(sample.truth == 2)[0]))
+    found = run(sample, resamples=1000)
+    for name in ("macro_auroc", "sensitivity/c"):
+        assert found[name]["undefined"] == pytest.approx(1000 * np.exp(-1), abs=60)
+        assert found[name]["undefined"] + found[name]["resamples"] == 1000
+    assert found["macro_auroc"]["left_out"] == [] and found["accuracy"]["undefined"] == 0
+    said = next(line for line in as_lines("all", found) if "macro_auroc" in line)
+    assert f"not defined in {found['macro_auroc']['undefined']} of 1000 resamples" in said
+
+
+def test_intervals_equal_a_bootstrap_that_copies_rows() -> None:
+    """Weights stand for drawn rows: the same draws, made by copying the rows of each patient, give the same ends."""
+    sample = judged(rows=60, patients=20, seed=5)
+    names, patient = np.unique(sample.patients, return_inverse=True)
+    random = np.random.default_rng(7)
+    accuracies, aurocs = [], []
+    for _ in range(100):
+        drawn = random.integers(len(names), size=len(names))
+        copy = sample.only(np.concatenate([np.flatnonzero(patient == who) for who in drawn]))
+        accuracies.append(accuracy_score(copy.truth, copy.predicted))
+        aurocs.append(roc_auc_score(copy.truth, copy.probabilities, multi_class="ovr", average="macro"))
+    found = run(sample, resamples=100, seed=7)
+    for name, values in (("accuracy", accuracies), ("macro_auroc", aurocs)):
+        assert [found[name]["low"], found[name]["high"]] == pytest.approx(np.percentile(values, (2.5, 97.5)))
 
 
 def test_confusion_counts_every_row() -> None:

@@ -1,7 +1,14 @@
-from collections.abc import Callable
+import json
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import boto3
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pipeline.config import StorageSection
 from pipeline.storage import StorageError, locate
@@ -69,6 +76,61 @@ def test_wrong_credentials_are_told(s3: Callable[[str], str], monkeypatch: pytes
         with pytest.raises(StorageError, match=r"AWS_ACCESS_KEY_ID|access denied") as caught:
             locate("s3://bucket/x", StorageSection()).read()
         assert "testing" not in str(caught.value)
+
+
+@contextmanager
+def enforcing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A server that checks signatures and policies; the environment holds the key of a user who may use S3."""
+    with servers.s3() as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        users = boto3.client("iam", region_name="us-east-1")
+        users.create_user(UserName="reader")
+        allowed = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "s3:*", "Resource": "*"}]}
+        users.put_user_policy(UserName="reader", PolicyName="all", PolicyDocument=json.dumps(allowed))
+        key = users.create_access_key(UserName="reader")["AccessKey"]
+        boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="guarded")
+        check = urllib.request.Request(f"{url}/moto-api/reset-auth", b"0", {"Content-Type": "text/plain"})
+        urllib.request.urlopen(check).close()  # from here on it checks
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", key["AccessKeyId"])
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", key["SecretAccessKey"])
+        yield
+
+
+def test_right_credentials_serve_and_a_wrong_secret_is_told(
+    s3: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with enforcing(monkeypatch):
+        place = locate("s3://guarded/file", StorageSection())
+        place.write(b"1")
+        assert place.read() == b"1"
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
+        with pytest.raises(StorageError, match=r"AWS_SECRET_ACCESS_KEY|access denied") as caught:
+            locate("s3://guarded/file", StorageSection()).read()
+        assert "not-the-secret" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("uri", ["s3://AKIA:secret-word@bucket/x", "s3://secret-word@bucket"])
+def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str) -> None:
+    with pytest.raises(StorageError, match="holds no credentials") as caught:
+        locate(uri, StorageSection())
+    assert "secret-word" not in str(caught.value)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.text("abcXYZ09-_. é", min_size=1, max_size=12).filter(lambda name: name.strip(". ")), max_size=3),
+    st.binary(max_size=300),
+)
+def test_any_name_and_content_round_trip(root: str, names: list[str], content: bytes) -> None:
+    place = locate(root, StorageSection()) / uuid.uuid4().hex
+    file = place
+    for name in [*names, "file"]:
+        file = file / name
+    file.write(content)
+    assert file.read() == content and file.exists() and not file.is_folder()
+    assert place.files(recursive=True) == ["/".join([*names, "file"])]
+    file.delete()
+    assert not file.exists()
 
 
 @pytest.mark.parametrize("uri", ["gs://bucket/x", "s3://", "http://host/x"])
