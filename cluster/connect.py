@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ def connected(address: str | None, cpus: int | None) -> Iterator[dict[str, float
         _quiet_data()
         yield ray.cluster_resources()
         return
+    _check_listens(address)
     try:
         with _native_stderr_closed():
             ray.init(
@@ -54,6 +56,18 @@ def connected(address: str | None, cpus: int | None) -> Iterator[dict[str, float
         yield ray.cluster_resources()
     finally:
         ray.shutdown()
+
+
+def _check_listens(address: str | None) -> None:
+    """Raise ClusterError if nothing listens at ``[ray://]HOST:PORT``: Ray itself takes minutes to say so."""
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError as error:
+        reason = error.strerror or error
+        raise ClusterError(f"nothing answers at {address} ({reason}); start Ray or correct cluster.address") from error
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 import platform
 import shutil
-import socket
 import sys
 import uuid
 from collections.abc import Callable
@@ -97,26 +96,12 @@ def _torchvision() -> str:
 def _ray(config: Config) -> str:
     from cluster.connect import connected
 
-    _check_listens(config.cluster.address)
     try:
         with connected(config.cluster.address, config.cluster.cpus) as resources:
             held = f"{resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs"
     except ClusterError as error:
         raise MedFocusError(str(error)) from error
     return f"{version('ray')}, {config.cluster.address or 'started here'}: {held}"
-
-
-def _check_listens(address: str | None) -> None:
-    """Raise MedFocusError if nothing listens at ``[ray://]HOST:PORT``: Ray itself takes minutes to say so."""
-    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
-    if not colon or not port.isdigit():
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-    except OSError as error:
-        raise MedFocusError(
-            f"nothing answers at {address} ({error.strerror or error}); start Ray or correct cluster.address"
-        ) from error
 
 
 def _storage(config: Config, probe: str | None) -> str:
