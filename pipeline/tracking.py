@@ -55,7 +55,10 @@ def connect(config: Config) -> str:
         work = Path(config.work).absolute()
         work.mkdir(parents=True, exist_ok=True)
         artifacts = (work / "mlartifacts").as_uri()
+    given = "MLFLOW_TRACKING_URI" in os.environ
     mlflow.set_tracking_uri(uri)
+    if not given:  # MLflow writes it there, where the next command of this process would take it for the user's wish
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
     try:
         experiment = mlflow.get_experiment_by_name(config.tracking.experiment)
         if experiment is not None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported: tests call nobody outside
+os.environ.pop("MLFLOW_TRACKING_URI", None)  # nor do they write to the store of who runs them
 
 import boto3
 import numpy as np
@@ -93,11 +94,6 @@ def s3(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
 def mlflow_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with servers.mlflow(tmp_path_factory.mktemp("mlflow")) as url:
         yield url
-
-
-@pytest.fixture(autouse=True)
-def no_outside_tracking(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
 @pytest.fixture(scope="session")

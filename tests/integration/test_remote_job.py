@@ -125,7 +125,8 @@ def test_bad_calls_are_one_line_and_start_nothing(s3: Callable[[str], str], few:
     (tmp_path / "labels.csv").write_text("name,label\nother.png,a\n")
     assert "column file is missing" in told("pack", images, f"{bucket}/x", "--labels", str(tmp_path / "labels.csv"))
     assert "holds no features" in told("train", f"{bucket}/nothing")
-    assert "no predictions" in told("evaluate", f"{bucket}/nothing", "--labels", f"{bucket}/nothing")
+    (tmp_path / "labels.csv").write_text("image_id,label\nother.png,a\n")
+    assert "no predictions" in told("evaluate", f"{bucket}/nothing", "--labels", str(tmp_path / "labels.csv"))
     assert not (tmp_path / "work").exists()
 
 

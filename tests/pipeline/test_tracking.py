@@ -31,6 +31,15 @@ def test_a_run_holds_its_configuration_numbers_and_data(config: Config) -> None:
     assert data.dataset.name == "shards" and ("0123456789abcdef" * 4).startswith(data.dataset.digest)
 
 
+def test_two_work_folders_in_one_process_keep_their_own_store(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        config = load_config(None, [f"work={tmp_path / name}"])
+        with tracking.run("pack", config) as active:
+            pass
+        store = mlflow.MlflowClient(f"sqlite:///{tmp_path / name / 'mlflow.db'}")
+        assert store.get_run(active.info.run_id).info.status == "FINISHED"
+
+
 def test_more_metrics_than_one_request_takes_are_all_kept(config: Config) -> None:
     values = {f"m{number}": float(number) for number in range(1201)}
     with tracking.run("evaluate", config) as active:
