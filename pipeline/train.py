@@ -8,7 +8,7 @@ import pyarrow.dataset as pads
 import ray
 import torch
 from ray.data import DataContext
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from sklearn.model_selection import StratifiedGroupKFold
 
@@ -26,8 +26,8 @@ from pipeline.training_loop import Tuning, tune
 from stages.prompt_settings import PromptSettings
 
 FOLDER = "training"
-# Share of the object store that features may fill; larger sets are streamed from storage in every epoch.
-_KEPT_IN_MEMORY = 0.25
+# Share of Ray's object memory that features may have and be kept by the workers; larger ones are streamed.
+_KEPT_IN_MEMORY = 0.1
 
 
 def run(config: Config, features: str, name: str) -> dict[str, Any]:
@@ -52,6 +52,11 @@ def run(config: Config, features: str, name: str) -> dict[str, Any]:
         config = foundation.adopt(config)
         labels = _read_labels(prefix)
         validation = split(labels, config.train.validation_share, config.seed)
+        if len(labels["label"]) - len(validation) < config.train.workers:
+            raise UsageError(
+                f"train.workers is {config.train.workers}, more than the"
+                f" {len(labels['label']) - len(validation)} training rows; set it lower or label more images"
+            )
     settings = PromptSettings(
         classes=tuple(sorted(set(labels["label"]))), cut=config.clip.cut, **config.model.model_dump()
     )
@@ -66,7 +71,7 @@ def run(config: Config, features: str, name: str) -> dict[str, Any]:
         tracking.log_dataset("features", record["digest"], "train")
         with connected(config.cluster.address, config.cluster.cpus) as resources:
             share = training_share(resources, config.train.workers)
-            outcome = _fit(config, settings, prefix, validation, len(labels["label"]), key, share)
+            outcome = _fit(config, settings, prefix, validation, key, share)
         tracking.log_history(outcome["history"])
         model_uri = register(Model(settings, outcome["state"], foundation), name, active.info.run_id)
         (prefix / FOLDER / key).delete()  # the checkpoints: the model is in the registry
@@ -150,16 +155,16 @@ def _fit(
     settings: PromptSettings,
     prefix: Location,
     validation: frozenset[str],
-    rows: int,
     key: str,
     share: Share,
 ) -> dict[str, Any]:
     """Train on Ray; returns the state, history and best epoch that rank 0 ended with."""
-    tuning = Tuning(config=config, settings=settings, threads=share.threads, rows=rows - len(validation))
+    tuning = Tuning(config=config, settings=settings, threads=share.threads, keep=_fits(prefix))
     trainer = TorchTrainer(
         tune,
         train_loop_config={"tuning": tuning},
         datasets=_datasets(prefix, settings, validation),
+        dataset_config=DataConfig(datasets_to_split=["training"]),
         scaling_config=ScalingConfig(
             num_workers=share.actors,
             use_gpu=share.gpus > 0,
@@ -182,20 +187,25 @@ def _fit(
     return outcome | {"state": {name: torch.tensor(value) for name, value in outcome["state"].items()}}
 
 
+def _fits(prefix: Location) -> bool:
+    """Whether the features are small beside the memory that Ray keeps for objects."""
+    folder = Output(prefix, FEATURES).rows
+    files = [(folder / name).path for name in folder.files(".parquet")]
+    size = sum(info.size for info in folder.filesystem.get_file_info(files))
+    return size < _KEPT_IN_MEMORY * ray.cluster_resources().get("object_store_memory", 0)
+
+
 def _datasets(prefix: Location, settings: PromptSettings, validation: frozenset[str]) -> dict[str, ray.data.Dataset]:
     folder = Output(prefix, FEATURES).rows
     names = folder.files(".parquet")
-    context = DataContext.get_current()
-    context.execution_options.preserve_order = True  # the same seed sees the same batches
-    size = sum(info.size for info in folder.filesystem.get_file_info([f"{folder.path}/{name}" for name in names]))
-    keep = size * 2 < _KEPT_IN_MEMORY * ray.cluster_resources().get("object_store_memory", 0)
+    DataContext.get_current().execution_options.preserve_order = True  # the same seed sees the same batches
     datasets = {}
     for part, wanted in (("training", False), ("validation", True)):
-        dataset = ray.data.from_items([{"name": name} for name in names], override_num_blocks=len(names)).map_batches(
+        files = ray.data.from_items([{"name": name} for name in names], override_num_blocks=len(names))
+        datasets[part] = files.map_batches(
             read_features,
             batch_size=1,
             num_cpus=0.25,
             fn_kwargs={"folder": folder, "settings": settings, "validation": validation, "wanted": wanted},
         )
-        datasets[part] = dataset.materialize() if keep else dataset
     return datasets

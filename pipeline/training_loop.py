@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import cos, pi
 from pathlib import Path
@@ -23,18 +24,42 @@ from stages.prompt_settings import PromptSettings
 from stages.prompted_clip import PromptedCLIP
 from stages.weights import load_clip, load_tokenizer
 
-# Rows a worker shuffles among; a set that is smaller is shuffled whole.
+# Rows a worker shuffles among where it streams; what is kept in memory is shuffled whole.
 _SHUFFLED = 2048
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """What a worker needs to know: configuration, settings of the learned part, threads, and training rows."""
+    """What a worker needs to know; ``keep``: the features fit into memory and are read once, not in every epoch."""
 
     config: Config
     settings: PromptSettings
     threads: int
-    rows: int
+    keep: bool
+
+
+class Rows:
+    """A worker's rows of one split: read from storage in every epoch, or kept in memory where they fit."""
+
+    def __init__(self, name: str, keep: bool):
+        self.shard = ray.train.get_dataset_shard(name)
+        self.kept: dict[str, np.ndarray] | None = None
+        if keep:
+            blocks = list(self.shard.iter_batches(batch_size=None, batch_format="numpy"))
+            self.kept = {column: np.concatenate([block[column] for block in blocks]) for column in blocks[0]}
+
+    def batches(self, size: int, seed: int | None = None) -> Iterator[dict[str, np.ndarray]]:
+        """The rows in batches, shuffled by a seed where one is given."""
+        if self.kept is None:
+            shuffle = {} if seed is None else {"local_shuffle_buffer_size": max(size, _SHUFFLED)}
+            options = {"batch_format": "numpy", "local_shuffle_seed": seed, **shuffle}
+            yield from self.shard.iter_batches(batch_size=size, **options)
+            return
+        count = len(self.kept["target"])
+        order = np.arange(count) if seed is None else np.random.default_rng(seed).permutation(count)
+        for start in range(0, count, size):
+            chosen = order[start : start + size]
+            yield {column: values[chosen] for column, values in self.kept.items()}
 
 
 @dataclass
@@ -61,12 +86,12 @@ def tune(options: dict[str, Any]) -> dict[str, Any]:
     optimizer = torch.optim.AdamW(learned.learned.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay)
     progress, best = _restore(learned, optimizer)
     resumed = progress.epoch
-    shards = {part: ray.train.get_dataset_shard(part) for part in ("training", "validation")}
+    training, validation = Rows("training", tuning.keep), Rows("validation", tuning.keep)
     while progress.epoch < train.epochs and progress.epoch - progress.best_epoch <= train.patience:
         for group in optimizer.param_groups:
             group["lr"] = train.learning_rate * 0.5 * (1 + cos(pi * progress.epoch / train.epochs))
-        training_loss = _train_epoch(model, optimizer, shards["training"], tuning, progress.epoch)
-        loss, accuracy = _validate(model, shards["validation"], tuning)
+        training_loss = _train_epoch(model, optimizer, training, tuning, progress.epoch)
+        loss, accuracy = _validate(model, validation, tuning)
         if loss < progress.best_loss:
             progress.best_loss, progress.best_epoch = loss, progress.epoch
             best = learned.learned_state()
@@ -100,44 +125,37 @@ def _logits(model: PromptedCLIP | DistributedDataParallel, batch: dict[str, np.n
 def _train_epoch(
     model: PromptedCLIP | DistributedDataParallel,
     optimizer: torch.optim.Optimizer,
-    shard: ray.data.DataIterator,
+    rows: Rows,
     tuning: Tuning,
     epoch: int,
 ) -> float:
     config = tuning.config
     model.train()
     total = steps = 0.0
-    batches = shard.iter_batches(
-        batch_size=config.train.batch_size,
-        batch_format="numpy",
-        local_shuffle_buffer_size=max(config.train.batch_size, min(tuning.rows, _SHUFFLED)),
-        local_shuffle_seed=config.seed + epoch,
-    )
-    for batch in batches:
+    for batch in rows.batches(config.train.batch_size, config.seed + epoch):
         logits, target = _logits(model, batch)
         loss = prompt_loss(logits, target, config.train.contrastive_weight)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         total, steps = total + loss.item(), steps + 1
-    summed = _sum_over_workers(total, steps)
-    return summed[0] / max(summed[1], 1)
+    total, steps = _sum_over_workers(total, steps)
+    return total / steps
 
 
 @torch.inference_mode()
-def _validate(
-    model: PromptedCLIP | DistributedDataParallel, shard: ray.data.DataIterator, tuning: Tuning
-) -> tuple[float, float]:
-    """Cross-entropy and accuracy over the validation rows of all workers."""
+def _validate(model: PromptedCLIP | DistributedDataParallel, rows: Rows, tuning: Tuning) -> tuple[float, float]:
+    """Cross-entropy and accuracy over the validation rows, all of which every worker has."""
     model.eval()
-    loss = right = rows = 0.0
-    for batch in shard.iter_batches(batch_size=tuning.config.train.batch_size, batch_format="numpy"):
+    loss = right = count = 0.0
+    for batch in rows.batches(tuning.config.train.batch_size):
         logits, target = _logits(_learned(model), batch)
         loss += torch.nn.functional.cross_entropy(logits, target, reduction="sum").item()
         right += (logits.argmax(1) == target).sum().item()
-        rows += len(target)
-    loss, right, rows = _sum_over_workers(loss, right, rows)
-    return loss / max(rows, 1), right / max(rows, 1)
+        count += len(target)
+    # Summed all the same: workers that differed in the last bit could disagree on when to stop.
+    loss, right, count = _sum_over_workers(loss, right, count)
+    return loss / count, right / count
 
 
 def _sum_over_workers(*values: float) -> list[float]:

@@ -299,8 +299,16 @@ def test_an_arrow_table_without_rows_is_still_a_record() -> None:
     assert pq.read_table(pa.BufferReader(records.encode(empty))).schema.equals(records.QUARANTINE)
 
 
-def test_two_workers_train_one_model(job: SimpleNamespace) -> None:
+def test_two_workers_that_stream_train_one_model(job: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features too large for memory are read in every epoch; the workers share the training rows out."""
+    monkeypatch.setattr(train, "_KEPT_IN_MEMORY", 0)
     both = job.config.model_copy(update={"train": job.config.train.model_copy(update={"workers": 2, "epochs": 2})})
     trained = train.run(both, job.paths.features, "two-workers")
     model, _ = resolve_model(trained["model_uri"], job.config)
     assert trained["epochs"] == 2 and all(torch.isfinite(value).all() for value in model.state.values())
+
+
+def test_more_workers_than_training_rows_are_refused(job: SimpleNamespace) -> None:
+    many = job.config.model_copy(update={"train": job.config.train.model_copy(update={"workers": 500})})
+    with pytest.raises(UsageError, match=r"train\.workers is 500, more than the \d+ training rows"):
+        train.run(many, job.paths.features, "many")
