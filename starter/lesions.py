@@ -19,7 +19,7 @@ def draw_lesion(
         picture: float32 [S, S].
         kind: one of ``CLASSES``.
         centre: x and y, 0..1.
-        area: share of the image that its outline should cover, about.
+        area: share of the image that its outline covers, about.
     """
     size = picture.shape[0]
     radius = float(np.sqrt(area / np.pi))
@@ -32,7 +32,8 @@ def draw_lesion(
     squeeze, angle = random.uniform(0.8, 1.2), random.uniform(0, np.pi)
     x, y = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
     patch = picture[window]
-    inside = _KINDS[kind](random, patch, x * np.float32(squeeze), y / np.float32(squeeze))
+    margin = random.uniform(0.6, 1.8)
+    inside = _KINDS[kind](random, patch, x * np.float32(squeeze), y / np.float32(squeeze), margin)
     mask = np.zeros(picture.shape, bool)
     mask[window] = inside
     return mask
@@ -47,36 +48,38 @@ def _grain(random: np.random.Generator, shape: tuple[int, int], cells: int) -> n
     return smooth_field(random, max(shape), cells)[: shape[0], : shape[1]]
 
 
-def _solid(random: np.random.Generator, patch: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Smooth outline, sharp margin, even and bright."""
+def _solid(random: np.random.Generator, patch: np.ndarray, x: np.ndarray, y: np.ndarray, margin: float) -> np.ndarray:
+    """Smooth outline, even and bright."""
     distance = np.sqrt(x * x + y * y)
-    patch += _edge(distance, 0.15) * np.float32(random.uniform(0.22, 0.34))
+    patch += _edge(distance, 0.15 * margin) * np.float32(random.uniform(0.22, 0.34))
     return distance < 1
 
 
-def _ring(random: np.random.Generator, patch: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def _ring(random: np.random.Generator, patch: np.ndarray, x: np.ndarray, y: np.ndarray, margin: float) -> np.ndarray:
     """A bright rim around a dark core."""
     distance = np.sqrt(x * x + y * y)
     rim = random.uniform(0.25, 0.4)
-    outer, inner = _edge(distance, 0.12), _edge(distance / (1 - rim), 0.2)
+    outer, inner = _edge(distance, 0.12 * margin), _edge(distance / (1 - rim), 0.2 * margin)
     patch += (outer - inner) * np.float32(random.uniform(0.28, 0.40))
     patch -= inner * np.float32(random.uniform(0.06, 0.16))
     return distance < 1
 
 
-def _spiculated(random: np.random.Generator, patch: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def _spiculated(
+    random: np.random.Generator, patch: np.ndarray, x: np.ndarray, y: np.ndarray, margin: float
+) -> np.ndarray:
     """A star of spikes around an uneven core."""
     angle = np.arctan2(y, x)
     spikes, phase = int(random.integers(7, 13)), random.uniform(0, 2 * np.pi)
     ray = np.abs(np.cos(0.5 * spikes * angle + phase)) ** 3
-    outline = 0.62 + 0.85 * ray * (0.75 + 0.25 * np.cos(angle * 2 + phase))
+    outline = 0.67 + 0.92 * ray * (0.75 + 0.25 * np.cos(angle * 2 + phase))
     distance = np.sqrt(x * x + y * y) / outline
     texture = 1 + 0.25 * _grain(random, distance.shape, 9)
-    patch += _edge(distance, 0.3) * texture * np.float32(random.uniform(0.20, 0.32))
+    patch += _edge(distance, 0.3 * margin) * texture * np.float32(random.uniform(0.20, 0.32))
     return distance < 1
 
 
-def _cluster(random: np.random.Generator, patch: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def _cluster(random: np.random.Generator, patch: np.ndarray, x: np.ndarray, y: np.ndarray, margin: float) -> np.ndarray:
     """Many small, very bright grains close together; the mask is the area they take up."""
     grains = int(random.integers(9, 16))
     turn = random.uniform(0, 2 * np.pi, grains)
@@ -85,10 +88,10 @@ def _cluster(random: np.random.Generator, patch: np.ndarray, x: np.ndarray, y: n
     for at, far in zip(turn, away, strict=True):
         dx, dy = x - np.float32(far * np.cos(at)), y - np.float32(far * np.sin(at))
         nearest = np.minimum(nearest, np.sqrt(dx * dx + dy * dy) / np.float32(random.uniform(0.12, 0.2)))
-    patch += _edge(nearest, 0.5) * np.float32(random.uniform(0.35, 0.5))
+    patch += _edge(nearest, 0.5 * margin) * np.float32(random.uniform(0.35, 0.5))
     return (np.sqrt(x * x + y * y) < 1) | (nearest < 1)
 
 
-_KINDS: dict[str, Callable[[np.random.Generator, np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = dict(
+_KINDS: dict[str, Callable[[np.random.Generator, np.ndarray, np.ndarray, np.ndarray, float], np.ndarray]] = dict(
     zip(CLASSES, (_solid, _ring, _spiculated, _cluster), strict=True)
 )

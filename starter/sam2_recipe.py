@@ -59,7 +59,7 @@ class Recipe:
         logits, iou = decode_prompts(self.model, features, prompts.points, prompts.labels)
         first, best = _mask_loss(logits, iou, targets)
         chosen = logits[torch.arange(len(best)), best][:, None].detach()
-        points, labels = self._correct(prompts, chosen)
+        points, labels = self._correct(prompts, chosen, targets)
         logits, iou = decode_prompts(self.model, features, points, labels, masks=chosen.clamp(-32, 32), multimask=False)
         second, _ = _mask_loss(logits, iou, targets)
         return (first + second) / 2
@@ -98,16 +98,18 @@ class Recipe:
             point = np.clip(point + self.random.normal(0, 0.02 * self.image_size, 2), 0, self.image_size)
         return np.stack([point, np.zeros(2)]), (1, -1)
 
-    def _correct(self, prompts: Prompts, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _correct(
+        self, prompts: Prompts, logits: torch.Tensor, targets: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The prompts with one more click each, drawn from where the mask is wrong."""
-        size = prompts.targets.shape[-1]
-        predicted = F.interpolate(logits, (size, size), mode="bilinear", align_corners=False)[:, 0] > 0
-        wrong = (predicted ^ prompts.targets).flatten(1).float()
-        wrong = torch.where(wrong.any(1, keepdim=True), wrong, prompts.targets.flatten(1).float())
+        predicted = F.interpolate(logits, targets.shape[1:], mode="bilinear", align_corners=False)[:, 0] > 0
+        wrong = (predicted ^ (targets > 0)).flatten(1).float()
+        wrong = torch.where(wrong.any(1, keepdim=True), wrong, targets.flatten(1))
         place = torch.multinomial(wrong, 1)
-        point = torch.cat([place % size, place // size], 1)[:, None].float() + 0.5
-        label = prompts.targets.flatten(1).gather(1, place).int()
-        return torch.cat([prompts.points, point], 1), torch.cat([prompts.labels, label], 1)
+        point = torch.cat([place % _COMPARED, place // _COMPARED], 1)[:, None] + 0.5
+        label = targets.flatten(1).gather(1, place).int()
+        scale = self.image_size / _COMPARED
+        return torch.cat([prompts.points, point * scale], 1), torch.cat([prompts.labels, label], 1)
 
 
 def _shrink(masks: torch.Tensor) -> torch.Tensor:
