@@ -46,7 +46,7 @@ class EmbedActor:
 
         torch.set_num_threads(share.threads)
         source = checkpoints.resolve_clip(config.clip, config.storage)
-        clip = load_clip(source.model, source.checkpoint, device=device, seed=config.seed)
+        clip = load_clip(source.model, source.checkpoint, source.preprocess, device=device, seed=config.seed)
         region = config.model.focus in ("masked_image", "both")
         self.embed = Embed(ImageTower(clip, config.clip.cut), region=region, batch_size=config.clip.batch_size)
         self.classify = None

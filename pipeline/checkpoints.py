@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import hf_hub_download, snapshot_download
 
@@ -24,10 +25,17 @@ STARTER = "starter"
 
 @dataclass(frozen=True)
 class Source:
-    """A model's architecture (a name of its package, or a folder) and its weights file; None: random weights."""
+    """Where a model comes from.
+
+    Args:
+        model: architecture, a name of its package or a folder.
+        checkpoint: weights file; None: random weights.
+        preprocess: ``mean`` and ``std`` that CLIP weights were trained with, where they are not the architecture's.
+    """
 
     model: str | Path
     checkpoint: Path | None
+    preprocess: dict[str, Any] | None = None
 
     def identity(self) -> str:
         """What tells this model from any other: its architecture and the SHA-256 of its weights."""
@@ -36,7 +44,7 @@ class Source:
         described = (
             [path.read_text() for path in sorted(folder.glob("*.json"))] if folder.is_dir() else [str(self.model)]
         )
-        return hashlib.sha256(json.dumps([described, weights]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([described, weights, self.preprocess]).encode()).hexdigest()
 
 
 def resolve_sam2(section: SegmentSection, storage: StorageSection) -> Source:
@@ -70,12 +78,14 @@ def resolve_clip(section: ClipSection, storage: StorageSection) -> Source:
         model = _starter_folder("clip")
     elif section.model.startswith("hf-hub:"):
         model = _clip_from_hub(section.model.removeprefix("hf-hub:"))
+    if section.weights is not None and (tagged := _from_tag(section.model, section.weights)) is not None:
+        return _checked(tagged, section.sha256)
     if section.weights is None:
         names = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
         found = [path for name in names if (path := _existing(Path(model) / name))]
         checkpoint = found[0] if found else None
     else:
-        checkpoint = _from_tag(section.model, section.weights) or _fetch(section.weights, storage)
+        checkpoint = _fetch(section.weights, storage)
     return _checked(Source(model, checkpoint), section.sha256)
 
 
@@ -131,8 +141,12 @@ def _from_hub(repository: str, name: str) -> Path:
     return Path(_downloaded(repository, lambda: hf_hub_download(repo_id=repository, filename=name)))
 
 
-def _from_tag(model: str, tag: str) -> Path | None:
-    """The file of a pretrained tag as open_clip names them; None where it knows no such tag of the model."""
+def _from_tag(model: str, tag: str) -> Source | None:
+    """The weights of a pretrained tag as open_clip names them; None where it knows no such tag of the model.
+
+    Raises:
+        UsageError: the weights were trained with another activation than the architecture has.
+    """
     if "/" in tag or "." in tag:  # a path or a URI; open_clip takes seconds to import
         return None
     import open_clip
@@ -140,11 +154,18 @@ def _from_tag(model: str, tag: str) -> Path | None:
     configuration = open_clip.get_pretrained_cfg(model, tag)
     if not configuration:
         return None
-    return Path(_downloaded(tag, lambda: open_clip.download_pretrained(configuration)))
+    # open_clip only warns of it, and the model would answer, wrongly.
+    wanted = configuration.get("quick_gelu", False)
+    if wanted != open_clip.get_model_config(model).get("quick_gelu", False):
+        name = f"{model}-quickgelu" if wanted else model.removesuffix("-quickgelu")
+        raise UsageError(f"{tag}: these weights are not of {model} but of {name}; set clip.model={name}")
+    checkpoint = Path(_downloaded(tag, lambda: open_clip.download_pretrained(configuration)))
+    return Source(model, checkpoint, {key: configuration[key] for key in ("mean", "std") if configuration.get(key)})
 
 
 def _clip_from_hub(repository: str) -> Path:
-    patterns = ["open_clip_config.json", "open_clip*model.safetensors", "open_clip_pytorch_model.bin"]
+    weights = ["open_clip*model.safetensors", "open_clip_pytorch_model.bin"]
+    patterns = ["open_clip_config.json", "tokenizer*", "special_tokens_map.json", "vocab.txt", *weights]
     return Path(_downloaded(repository, lambda: snapshot_download(repository, allow_patterns=patterns)))
 
 

@@ -107,7 +107,7 @@ def tune(options: dict[str, Any]) -> dict[str, Any]:
 def _build(tuning: Tuning) -> PromptedCLIP | DistributedDataParallel:
     config = tuning.config
     source = checkpoints.resolve_clip(config.clip, config.storage)
-    clip = load_clip(source.model, source.checkpoint, seed=config.seed)
+    clip = load_clip(source.model, source.checkpoint, source.preprocess, seed=config.seed)
     torch.manual_seed(config.seed)  # the same first prompts on every worker
     return prepare_model(PromptedCLIP(clip, load_tokenizer(source.model), tuning.settings))
 

@@ -15,7 +15,7 @@ import hashlib
 import json
 import logging
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,10 @@ VIDEO_PARTS = (
     "no_obj_ptr",
     "no_obj_embed_spatial",
 )
+
+
+# Numbers that OpenAI's own state dicts hold beside the weights.
+_OPENAI_KEYS = {"input_resolution", "context_length", "vocab_size"}
 
 
 class WeightsError(ValueError):
@@ -138,13 +142,19 @@ def load_sam2(
 
 
 def load_clip(
-    model: str | Path, checkpoint: Path | None, *, device: str | torch.device = "cpu", seed: int = 0
+    model: str | Path,
+    checkpoint: Path | None,
+    preprocess: Mapping[str, Any] | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
 ) -> "open_clip.CLIP | open_clip.CustomTextCLIP":
     """A CLIP model in evaluation mode, float32.
 
     Args:
         model: an architecture of open_clip (``ViT-B-16``), or a folder with ``open_clip_config.json``.
         checkpoint: weights file in any layout open_clip converts; None draws random weights from ``seed``.
+        preprocess: ``mean`` and ``std`` of the three channels, 0..1; None: those of the architecture.
         device: where the model is put.
         seed: for the random weights only.
 
@@ -156,17 +166,36 @@ def load_clip(
     name = _clip_name(model)
     with torch.random.fork_rng(devices=[]), _without_root_warnings():
         torch.manual_seed(seed)
-        network = open_clip.create_model(name, load_weights=False, pretrained_image=False, pretrained_text=False)
+        network = open_clip.create_model(
+            name,
+            load_weights=False,
+            pretrained_image=False,
+            pretrained_text=False,
+            force_preprocess_cfg=dict(preprocess or {}),
+        )
     if checkpoint is not None:
-        # open_clip converts the layouts of other projects; the read here only makes sure the file is whole and safe.
-        read_state_dict(checkpoint)
-        try:
-            open_clip.load_checkpoint(network, str(checkpoint), strict=True, weights_only=True)
-        except (RuntimeError, KeyError, AssertionError) as error:
-            raise WeightsError(
-                f"{checkpoint.name}: does not fit {model} ({_first_line(error)}); choose the model it was trained as"
-            ) from error
+        _load_clip_state(network, model, checkpoint)
     return network.to(device).eval().requires_grad_(False)
+
+
+def _load_clip_state(network: Any, model: str | Path, checkpoint: Path) -> None:
+    import open_clip
+
+    # open_clip converts the layouts of other projects; the read here makes sure that the file is whole and safe.
+    stored = read_state_dict(checkpoint).keys()
+    quick = any(isinstance(part, open_clip.transformer.QuickGELU) for part in network.modules())
+    if stored >= _OPENAI_KEYS and not quick:
+        raise WeightsError(
+            f"{checkpoint.name}: OpenAI's weights are not of {model}, which has no QuickGELU; set clip.model to its"
+            " -quickgelu variant"
+        )
+    try:
+        missing, unexpected = open_clip.load_checkpoint(network, str(checkpoint), strict=False, weights_only=True)
+    except (RuntimeError, KeyError, AssertionError) as error:
+        raise WeightsError(
+            f"{checkpoint.name}: does not fit {model} ({_first_line(error)}); choose the model it was trained as"
+        ) from error
+    _check_keys(checkpoint, str(model), missing, [name for name in unexpected if name not in _OPENAI_KEYS])
 
 
 def load_tokenizer(model: str | Path) -> Any:
