@@ -28,6 +28,26 @@ _TISSUE: dict[str, tuple[float, float, float]] = {
     "white matter": (0.44, 0.44, 0.66),
 }
 
+# Every part that an organ may be drawn with.
+PARTS = (
+    "body",
+    "bone",
+    "brain",
+    "cortex",
+    "fat",
+    "heart",
+    "kidney",
+    "liver",
+    "lung",
+    "muscle",
+    "scalp",
+    "skull",
+    "spine",
+    "stomach",
+    "ventricle",
+    "white matter",
+)
+
 
 @dataclass(frozen=True)
 class Anatomy:

@@ -200,7 +200,13 @@ def _caption(random: np.random.Generator, modality: str, organ: str, label: str)
         what = ("no lesion", "normal findings", "nothing abnormal")[int(random.integers(3))]
     else:
         what = _KIND_WORDS[label][int(random.integers(len(_KIND_WORDS[label])))]
-    forms = ("a {organ} {how} showing {what}", "a {how} of the {organ} with {what}", "{what} on a {organ} {how}")
+    forms = (
+        "a {organ} {how} showing {what}",
+        "a {how} of the {organ} with {what}",
+        "{what} on a {organ} {how}",
+        "a picture showing {what}",
+        "{what}",
+    )
     return forms[int(random.integers(len(forms)))].format(organ=organ, how=how, what=what)
 
 

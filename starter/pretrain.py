@@ -64,7 +64,7 @@ def train(name: str, *, steps: int, out: Path, seed: int, device: str) -> list[f
     for step in range(done, steps):
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * _schedule(step / steps)
-        loss = recipe.loss(next(batches))
+        loss = recipe.loss(next(batches), step / steps)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(recipe.parameters, 1.0)

@@ -1,9 +1,10 @@
-"""How the starter SAM2 is trained: the SAM recipe on phantoms, from nothing.
+"""How the starter SAM2 is trained: on phantoms, from nothing, the encoder first, then the decoder, then both.
 
-Each step shows images with a few targets each, mostly lesions, else anatomy. A target is prompted by a click, near
-it as often as in it, or by its box; the decoder answers with three masks, of which the best one learns (SAM, arXiv
-2304.02643, appendix A). A second round adds a click where the first went wrong. The loss is SAM2's: 20 focal + 1 dice
-+ 1 L1 on the predicted IoU (arXiv 2408.00714, appendix D.2).
+The encoder learns to tell lesions and the parts of the anatomy at every place, under a linear head that is thrown
+away. Then the SAM recipe: each step shows images with a few targets each, mostly lesions, else anatomy. A target is
+prompted by a click, near it as often as in it, or by its box; the decoder answers with three masks, of which the best
+one learns (SAM, arXiv 2304.02643, appendix A). When both learn, a second round adds a click where the first went
+wrong. The loss is SAM2's: 20 focal + 1 dice + 1 L1 on the predicted IoU (arXiv 2408.00714, appendix D.2).
 """
 
 from collections.abc import Sequence
@@ -14,15 +15,21 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from stages.segment import decode_prompts, encode_images
+from stages.segment import ImageFeatures, decode_prompts, encode_images
 from stages.weights import VIDEO_PARTS, load_sam2
+from starter.anatomy import PARTS
 from starter.phantoms import Phantom
 
 ARCHITECTURE = Path(__file__).parent / "sam2"
 TARGETS_PER_IMAGE = 4
+# Shares of the steps after which the encoder, and then the decoder, has learned alone.
+_SEEING, _POINTING = 0.25, 0.6
+# Weight of the embedding's mean square while the encoder learns: beside a large one the code of a place, of size 1,
+# would not be seen.
+_SMALL = 0.05
 # Side of the masks that are compared; the decoder's are a quarter of the input's.
 _COMPARED = 128
-_BOX_SHARE, _JITTER_SHARE, _LESION_SHARE = 0.2, 0.5, 0.75
+_BOX_SHARE, _JITTER_SHARE, _JITTER, _LESION_SHARE = 0.2, 0.5, 0.03, 0.75
 _LEAST_AREA, _LARGEST_AREA = 0.002, 0.5
 
 
@@ -39,7 +46,7 @@ class Recipe:
     """One training step and what is saved of the model."""
 
     batch_size = 8
-    learning_rate = 6e-4
+    learning_rate = 1.2e-3
     image_size = 256
 
     def __init__(self, device: str, seed: int):
@@ -47,17 +54,69 @@ class Recipe:
         self.parameters = [
             value.requires_grad_() for name, value in self.model.named_parameters() if not name.startswith(VIDEO_PARTS)
         ]
+        self._compare_places_alike()
+        widths = [self.model.sam_mask_decoder.conv_s0.out_channels, self.model.sam_mask_decoder.conv_s1.out_channels]
+        self.seeing = torch.nn.ModuleList(
+            torch.nn.Conv2d(width, 1 + len(PARTS), 1) for width in (*widths, self.model.hidden_dim)
+        ).to(device)
+        self.parameters += list(self.seeing.parameters())
         self.device = device
         self.random = np.random.default_rng(seed)
 
-    def loss(self, phantoms: Sequence[Phantom]) -> torch.Tensor:
-        """Loss of a batch, averaged over its targets and both rounds."""
+    @torch.no_grad()
+    def _compare_places_alike(self) -> None:
+        """Let the decoder's cross-attentions project queries and keys alike at the start.
+
+        Both carry the code of their place, so that a prompt meets what is near it from the first step; with two
+        random projections it takes hundreds of steps until masks depend on the prompt at all.
+        """
+        transformer = self.model.sam_mask_decoder.transformer
+        attentions = [transformer.final_attn_token_to_image]
+        for layer in transformer.layers:
+            attentions += [layer.cross_attn_token_to_image, layer.cross_attn_image_to_token]
+        for attention in attentions:
+            attention.k_proj.weight.copy_(attention.q_proj.weight)
+
+    def loss(self, phantoms: Sequence[Phantom], share: float) -> torch.Tensor:
+        """Loss of a batch, after a share of all steps."""
         pixels = torch.from_numpy(np.stack([phantom.image for phantom in phantoms])[..., None])
+        pointing = _SEEING <= share < _POINTING
+        with torch.set_grad_enabled(not pointing):
+            features = encode_images(self.model, pixels)
+        if share < _SEEING:
+            return self._seeing_loss(features, phantoms)
+        return self._prompt_loss(features, phantoms, correct=not pointing)
+
+    def _seeing_loss(self, features: ImageFeatures, phantoms: Sequence[Phantom]) -> torch.Tensor:
+        """Binary cross-entropy and dice of telling lesions and each part of the anatomy at every place."""
+        levels = [*features.fine, features.embedding]
+        size = levels[0].shape[-2:]
+        votes = [
+            F.interpolate(layer(level), size, mode="bilinear", align_corners=False)
+            for layer, level in zip(self.seeing, levels, strict=True)
+        ]
+        logits = torch.stack(votes).sum(0)
+        truth = np.zeros((len(phantoms), 1 + len(PARTS), *phantoms[0].image.shape), np.float32)
+        for row, phantom in enumerate(phantoms):
+            truth[row, 0] = phantom.lesions.any(0) if len(phantom.lesions) else 0
+            for name, mask in phantom.anatomy.items():
+                truth[row, 1 + PARTS.index(name)] = mask
+        target = F.interpolate(torch.from_numpy(truth).to(self.device), size, mode="area")
+        chance = logits.sigmoid()
+        overlap = (chance * target).sum((0, 2, 3))
+        dice = 1 - (2 * overlap + 1) / (chance.sum((0, 2, 3)) + target.sum((0, 2, 3)) + 1)
+        large = features.embedding.square().mean()
+        return F.binary_cross_entropy_with_logits(logits, target) + dice[0] + dice.mean() + _SMALL * large
+
+    def _prompt_loss(self, features: ImageFeatures, phantoms: Sequence[Phantom], correct: bool) -> torch.Tensor:
+        """SAM2's loss, averaged over the batch's targets and, where a click corrects the first, both rounds."""
         prompts = self._prompts(phantoms)
-        features = encode_images(self.model, pixels).repeat(TARGETS_PER_IMAGE)
+        features = features.repeat(TARGETS_PER_IMAGE)
         targets = _shrink(prompts.targets)
         logits, iou = decode_prompts(self.model, features, prompts.points, prompts.labels)
         first, best = _mask_loss(logits, iou, targets)
+        if not correct:
+            return first
         chosen = logits[torch.arange(len(best)), best][:, None].detach()
         points, labels = self._correct(prompts, chosen, targets)
         logits, iou = decode_prompts(self.model, features, points, labels, masks=chosen.clamp(-32, 32), multimask=False)
@@ -95,7 +154,7 @@ class Recipe:
         place = int(self.random.integers(len(rows)))
         point = np.array([columns[place] + 0.5, rows[place] + 0.5])
         if self.random.uniform() < _JITTER_SHARE:
-            point = np.clip(point + self.random.normal(0, 0.02 * self.image_size, 2), 0, self.image_size)
+            point = np.clip(point + self.random.normal(0, _JITTER * self.image_size, 2), 0, self.image_size)
         return np.stack([point, np.zeros(2)]), (1, -1)
 
     def _correct(

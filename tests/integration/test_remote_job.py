@@ -2,16 +2,18 @@
 
 import csv
 import json
+import logging
 import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import cli
 from pipeline.config import StorageSection
 from pipeline.storage import locate
 
@@ -104,14 +106,29 @@ def few(tmp_path: Path) -> Path:
     return tmp_path / "few"
 
 
-def test_bad_calls_are_one_line_and_start_nothing(s3: Callable[[str], str], few: Path, tmp_path: Path) -> None:
-    bucket = s3("bad-calls")
-    images, work = str(few / "images"), work_in(tmp_path)
+@pytest.fixture
+def told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Callable[..., str]]:
+    """The one line that a wrong call prints, made in this process: a new one takes seconds to import."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
 
-    def told(*arguments: str) -> str:
-        return medfocus(*arguments, *work, code=2)["error"]
+    def call(*arguments: str) -> str:
+        assert cli.main([*arguments, *work_in(tmp_path), "--json"]) == 2
+        printed = capsys.readouterr()
+        assert len(printed.err.strip().splitlines()) == 1 and not printed.out
+        return printed.err
 
-    assert "s3://absent-bucket/x: the bucket does not exist" in told("embed", "s3://absent-bucket/x", f"{bucket}/f")
+    yield call
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def test_bad_calls_are_one_line_and_start_nothing(
+    s3: Callable[[str], str], few: Path, tmp_path: Path, told: Callable[..., str]
+) -> None:
+    bucket, images = s3("bad-calls"), str(few / "images")
+    alone = medfocus("embed", "s3://absent-bucket/x", f"{bucket}/f", *work_in(tmp_path), code=2)["error"]
+    assert "s3://absent-bucket/x: the bucket does not exist" in alone
     assert "no such folder or prefix" in told("pack", str(tmp_path / "absent"), f"{bucket}/x")
     (tmp_path / "empty").mkdir()
     assert "holds no image" in told("pack", str(tmp_path / "empty"), f"{bucket}/x")
