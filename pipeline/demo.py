@@ -131,10 +131,7 @@ def _print(
     lines += [f"{stage:<10} {images:>7} {seconds:>8.1f} {images / seconds:>9.1f}" for stage, images, seconds in rows]
     lines += ["", *as_lines(f"{scored['scored']} images scored by {model}, value and 95 % interval:", metrics), ""]
     if not _starter_trained(config):
-        lines += [
-            "The starter SAM2 and CLIP are UNTRAINED (random weights): the run is real, its metrics say nothing",
-            "",
-        ]
+        lines += [_UNTRAINED, ""]
     lines += [
         "Phantoms are drawings; nothing here is for clinical use.",
         f"See the masks: {picture}",

@@ -191,7 +191,7 @@ def _burn_in(random: np.random.Generator, image: np.ndarray) -> np.ndarray:
     if random.uniform() < 0.2:  # a tube
         points = [(size * random.uniform(0.3, 0.7), size * step / 5) for step in range(6)]
         pen.line(points, fill=int(random.integers(150, 220)), width=max(1, size // 128), joint="curve")
-    return np.asarray(picture)
+    return np.array(picture)
 
 
 def _caption(random: np.random.Generator, modality: str, organ: str, label: str) -> str:
