@@ -4,7 +4,7 @@ Prints the table of the starter's card and exits 1 where a threshold is missed.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from stages.segment import Segment, decode_prompts, encode_images
 from stages.tower import ImageTower
 from stages.weights import load_clip, load_sam2, load_tokenizer
 from starter.anatomy import MODALITIES, ORGANS
-from starter.phantoms import CLASSES, PRESETS, Phantom, draw
+from starter.phantoms import CLASSES, MODALITY_WORDS, PRESETS, Phantom, draw
 
 # A seed that neither training nor the demo uses.
 SEED = 2_000_000
@@ -156,14 +156,15 @@ def register_suppression() -> None:
 
 @torch.inference_mode()
 def zero_shot(
-    clip, tokenizer, phantoms: Sequence[Phantom], names: Sequence[str], truth: Callable[[Phantom], str]
+    clip, tokenizer, phantoms: Sequence[Phantom], sentences: Mapping[str, str], truth: Callable[[Phantom], str]
 ) -> float:
-    """Accuracy of the sentence that fits best."""
-    sentences = tokenizer([f"a picture showing {name}" if " " in name else f"a {name}" for name in names])
+    """Accuracy of the name whose sentence fits best."""
     tower = ImageTower(clip, 1)
     pixels = torch.from_numpy(np.stack([phantom.image for phantom in phantoms])[..., None])
     image = clip.encode_image(tower.normalise(pixels), normalize=True)
-    best = (image @ clip.encode_text(sentences, normalize=True).T).argmax(1).tolist()
+    text = clip.encode_text(tokenizer(list(sentences.values())), normalize=True)
+    names = list(sentences)
+    best = (image @ text.T).argmax(1).tolist()
     return float(np.mean([names[index] == truth(phantom) for index, phantom in zip(best, phantoms, strict=True)]))
 
 
@@ -198,15 +199,17 @@ def measure() -> list[Row]:
     source = checkpoints.resolve_clip(config.clip, config.storage)
     clip, tokenizer = load_clip(source.model, source.checkpoint), load_tokenizer(source.model)
     everything = [*phantoms["easy"], *phantoms["hard"]]
-    rows += [
-        at_least("CLIP zero-shot: modality", zero_shot(clip, tokenizer, everything, MODALITIES, _modality), 0.95),
-        at_least("CLIP zero-shot: organ", zero_shot(clip, tokenizer, everything, list(ORGANS), _organ), 0.90),
-        at_least(
-            "CLIP zero-shot: lesion kind, easy", zero_shot(clip, tokenizer, phantoms["easy"], CLASSES, _label), 0.60
-        ),
+    machines = {name: f"a {MODALITY_WORDS[name][0]}" for name in MODALITIES}
+    organs = {name: f"a picture of the {name}" for name in ORGANS}
+    kinds = {name: f"a picture showing a {name}" for name in CLASSES}
+    hard = zero_shot(clip, tokenizer, phantoms["hard"], kinds, _label)
+    return [
+        *rows,
+        at_least("CLIP zero-shot: modality", zero_shot(clip, tokenizer, everything, machines, _modality), 0.95),
+        at_least("CLIP zero-shot: organ", zero_shot(clip, tokenizer, everything, organs, _organ), 0.90),
+        at_least("CLIP zero-shot: lesion kind, easy", zero_shot(clip, tokenizer, phantoms["easy"], kinds, _label), 0.6),
+        Row("CLIP zero-shot: lesion kind, hard", f"{hard:.3f}", "< 0.6", hard < 0.6),
     ]
-    hard = zero_shot(clip, tokenizer, phantoms["hard"], CLASSES, _label)
-    return [*rows, Row("CLIP zero-shot: lesion kind, hard", f"{hard:.3f}", "< 0.6", hard < 0.6)]
 
 
 def _modality(phantom: Phantom) -> str:

@@ -1,6 +1,9 @@
 """How the starter CLIP is trained: open_clip's contrastive loss on phantoms and their captions, from nothing.
 
-Half of the images are crops about a lesion, so that its kind, a few pixels of a whole image, is learnt large first.
+What decides the kind of a lesion is a few of an image's patches, and a caption tells of it in two words: from captions
+alone the tower learns organs and machines, and no kinds, for thousands of steps. So the image tower first learns to
+tell the kinds apart at every patch, under a linear head that is thrown away. Half of the images are crops about a
+lesion, so that its kind is learnt large first.
 """
 
 from collections.abc import Sequence
@@ -8,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from stages import torchvision_ops  # noqa: F401  before open_clip
@@ -17,12 +21,17 @@ from open_clip import ClipLoss
 
 from stages.tower import ImageTower
 from stages.weights import load_clip, load_tokenizer
+from starter.lesions import CLASSES
 from starter.phantoms import Phantom
 
 ARCHITECTURE = Path(__file__).parent / "clip"
+# Share of the steps in which the image tower alone learns.
+_SEEING = 0.3
 _CROPPED = 0.5
 # Side of a crop, as a share of the image's, and how far from its middle the lesion's centre may be.
 _CROP_SIDE, _OFF_CENTRE = (0.25, 0.8), 0.3
+
+Box = tuple[float, float, float, float]
 
 
 class Recipe:
@@ -34,35 +43,61 @@ class Recipe:
 
     def __init__(self, device: str, seed: int):
         self.model = load_clip(ARCHITECTURE, None, device=device, seed=seed).train().requires_grad_(True)
-        self.parameters = list(self.model.parameters())
         self.tokenizer = load_tokenizer(ARCHITECTURE)
         self.tower = ImageTower(self.model, 1)
+        self.seeing = torch.nn.Linear(self.tower.width, len(CLASSES)).to(device)
+        self.parameters = [*self.model.parameters(), *self.seeing.parameters()]
         self.contrast = ClipLoss()
         self.device = device
         self.random = np.random.default_rng(seed)
 
     def loss(self, phantoms: Sequence[Phantom], share: float) -> torch.Tensor:
-        """Contrastive loss of a batch of images and their captions."""
-        views = np.stack([self._view(phantom) for phantom in phantoms])[..., None]
-        pixels = torch.from_numpy(views).to(self.device)
+        """Loss of a batch, after a share of all steps."""
+        boxes = [self._box(phantom) for phantom in phantoms]
+        side = self.tower.image_size
+        views = [
+            np.asarray(Image.fromarray(phantom.image).resize((side, side), Image.Resampling.BICUBIC, box))
+            for phantom, box in zip(phantoms, boxes, strict=True)
+        ]
+        images = self.tower.normalise(torch.from_numpy(np.stack(views)[..., None]).to(self.device))
+        if share < _SEEING:
+            return self._seeing_loss(images, self._kinds(phantoms, boxes))
         text = self.tokenizer([phantom.caption for phantom in phantoms]).to(self.device)
-        image = self.model.encode_image(self.tower.normalise(pixels), normalize=True)
+        image = self.model.encode_image(images, normalize=True)
         return self.contrast(image, self.model.encode_text(text, normalize=True), self.model.logit_scale.exp())
 
-    def _view(self, phantom: Phantom) -> np.ndarray:
-        """The image or a crop about one of its lesions, uint8 [s, s] as the tower takes it."""
-        image = Image.fromarray(phantom.image)
-        side, size = self.tower.image_size, phantom.image.shape[0]
-        box = (0.0, 0.0, float(size), float(size))
-        if len(phantom.lesions) and self.random.uniform() < _CROPPED:
-            lesion = phantom.lesions[int(self.random.integers(len(phantom.lesions)))]
-            reach = size * self.random.uniform(*_CROP_SIDE)
-            middle = [np.nonzero(lesion)[axis].mean() for axis in (1, 0)] + reach * self.random.uniform(
-                -_OFF_CENTRE, _OFF_CENTRE, 2
-            )
-            left, top = np.clip(middle - reach / 2, 0, size - reach)
-            box = (left, top, left + reach, top + reach)
-        return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC, box))
+    def _seeing_loss(self, images: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
+        """Binary cross-entropy and dice of telling each kind of lesion at every patch, kinds [B, P, classes]."""
+        visual = self.tower.visual
+        tokens = visual.ln_post(visual.transformer(visual._embeds(images)))
+        logits = self.seeing(tokens[:, 1:])
+        chance = logits.sigmoid()
+        overlap = (chance * kinds).sum((0, 1))
+        dice = 1 - (2 * overlap + 1) / (chance.sum((0, 1)) + kinds.sum((0, 1)) + 1)
+        return F.binary_cross_entropy_with_logits(logits, kinds) + dice.mean()
+
+    def _kinds(self, phantoms: Sequence[Phantom], boxes: Sequence[Box]) -> torch.Tensor:
+        """Share of each patch of the views that lesions of each kind cover, float32 [B, P, classes]."""
+        down, across = self.tower.grid
+        kinds = np.zeros((len(phantoms), down * across, len(CLASSES)), np.float32)
+        for row, (phantom, box) in enumerate(zip(phantoms, boxes, strict=True)):
+            if len(phantom.lesions):
+                mask = Image.fromarray(phantom.lesions.any(0).astype(np.uint8) * 255)
+                covered = np.asarray(mask.resize((across, down), Image.Resampling.BOX, box))
+                kinds[row, :, CLASSES.index(phantom.label)] = covered.reshape(-1) / 255
+        return torch.from_numpy(kinds).to(self.device)
+
+    def _box(self, phantom: Phantom) -> Box:
+        """What of an image is shown: all of it, or a square about one of its lesions."""
+        size = phantom.image.shape[0]
+        if not len(phantom.lesions) or self.random.uniform() >= _CROPPED:
+            return 0.0, 0.0, float(size), float(size)
+        lesion = phantom.lesions[int(self.random.integers(len(phantom.lesions)))]
+        side = size * self.random.uniform(*_CROP_SIDE)
+        away = side * self.random.uniform(-_OFF_CENTRE, _OFF_CENTRE, 2)
+        middle = np.array([np.nonzero(lesion)[axis].mean() for axis in (1, 0)]) + away
+        left, top = np.clip(middle - side / 2, 0, size - side).tolist()
+        return left, top, left + side, top + side
 
     def state(self) -> dict[str, torch.Tensor]:
         """All weights in half precision."""

@@ -38,7 +38,7 @@ _KIND_WORDS = {
         "grouped bright specks",
     ),
 }
-_MODALITY_WORDS = {
+MODALITY_WORDS = {
     "radiograph": ("radiograph", "x-ray", "plain film"),
     "CT": ("CT scan", "computed tomography slice", "CT image"),
     "MRI": ("MRI scan", "magnetic resonance image", "MR slice"),
@@ -195,7 +195,7 @@ def _burn_in(random: np.random.Generator, image: np.ndarray) -> np.ndarray:
 
 
 def _caption(random: np.random.Generator, modality: str, organ: str, label: str) -> str:
-    how = _MODALITY_WORDS[modality][int(random.integers(len(_MODALITY_WORDS[modality])))]
+    how = MODALITY_WORDS[modality][int(random.integers(len(MODALITY_WORDS[modality])))]
     if label == "no lesion":
         what = ("no lesion", "normal findings", "nothing abnormal")[int(random.integers(3))]
     else:

@@ -93,7 +93,8 @@ def _batches(recipe: Any, seed: int, done: int) -> Iterator[list[Phantom]]:
 def _save(path: Path, recipe: Any, optimizer: torch.optim.Optimizer, step: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".draft")
-    torch.save({"model": recipe.model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, draft)
+    parts = {"model": recipe.model.state_dict(), "seeing": recipe.seeing.state_dict()}
+    torch.save({**parts, "optimizer": optimizer.state_dict(), "step": step}, draft)
     draft.replace(path)
 
 
@@ -103,6 +104,7 @@ def _resume(path: Path, recipe: Any, optimizer: torch.optim.Optimizer) -> int:
         return 0
     content = torch.load(path, map_location=recipe.device, weights_only=True)
     recipe.model.load_state_dict(content["model"])
+    recipe.seeing.load_state_dict(content["seeing"])
     optimizer.load_state_dict(content["optimizer"])
     return int(content["step"])
 
