@@ -14,6 +14,7 @@ class PromptSettings:
     focus: str
     visual_prompts: int
     text_context: int
+    class_context: bool
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"classes": list(self.classes)}

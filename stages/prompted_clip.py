@@ -8,7 +8,7 @@ is learned, and nothing else:
   arXiv 2303.16199, section 3.2), so that the untrained model is the frozen one;
 * one strength a block of a bias on the CLS attention logits, ``strength * log(eps + focus)``, zero at the start;
 * text context (CoOp, arXiv 2109.01134), as offsets to the embeddings of the template's first words, shared by the
-  classes, zero at the start;
+  classes or for each of its own, zero at the start;
 * the fusion of the whole-image and the region embedding, ``whole + fusion * (region - whole)``, zero at the start.
 
 With every learned part at its initial value the model reproduces open_clip's ``encode_image`` and ``encode_text``.
@@ -54,7 +54,9 @@ class PromptedCLIP(nn.Module):
         if settings.focus in ("attention", "both"):
             learned["focus_strength"] = torch.zeros(blocks)
         if settings.text_context:
-            learned["text_context"] = torch.zeros(settings.text_context, _token_embedding(clip).embedding_dim)
+            contexts = len(settings.classes) if settings.class_context else 1
+            width = _token_embedding(clip).embedding_dim
+            learned["text_context"] = torch.zeros(contexts, settings.text_context, width)
         if settings.uses_region:
             learned["fusion"] = torch.zeros(1)
         self.learned = nn.ParameterDict({name: nn.Parameter(value) for name, value in learned.items()})
@@ -130,7 +132,7 @@ class PromptedCLIP(nn.Module):
 
         def add(_module: nn.Module, _inputs: Any, embedded: torch.Tensor) -> torch.Tensor:
             # Position 0 is the start token.
-            return embedded + F.pad(context, (0, 0, 1, embedded.shape[1] - 1 - len(context)))
+            return embedded + F.pad(context, (0, 0, 1, embedded.shape[1] - 1 - context.shape[1]))
 
         handle = _token_embedding(self.clip).register_forward_hook(add)
         try:

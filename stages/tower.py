@@ -1,31 +1,144 @@
 """The image tower of a CLIP, opened between its blocks.
 
 Only what is needed to stop at a block, go on from there and steer attention on the way is here; weights and
-modules are open_clip's own.
+modules are open_clip's own, or timm's where open_clip wraps one of its trunks (as in BiomedCLIP).
 """
 
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stages import torchvision_ops  # noqa: F401  before open_clip
+from stages import torchvision_ops  # noqa: F401  before open_clip and timm
 
 # isort: split
+from open_clip.timm_model import TimmModel
 from open_clip.transform import PreprocessCfg
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from timm.layers.attention import Attention
+from timm.models.vision_transformer import Block as TimmBlock
+from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
+
+
+@dataclass(frozen=True)
+class Block:
+    """One transformer block with its attention laid open: ``x + scale(attend(norm(x)))``, then ``x + feed(x)``."""
+
+    norm: nn.Module
+    weight: torch.Tensor  # [3 D, D] of query, key and value
+    offset: torch.Tensor | None  # [3 D]
+    heads: int
+    out: nn.Module
+    scale: nn.Module
+    feed: Callable[[torch.Tensor], torch.Tensor]
+
+
+class Layout(Protocol):
+    """How a library lays out its vision transformer."""
+
+    width: int
+    grid: tuple[int, int]
+    blocks: list[nn.Module]
+
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        """Tokens [B, L, D], CLS first, that enter the first block."""
+
+    def open(self, block: Any) -> Block: ...
+
+    def head(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Image embeddings [B, E] from the CLS token [B, 1, D] that leaves the last block."""
+
+
+class OpenCLIPLayout:
+    """open_clip's own vision transformer with CLS pooling."""
+
+    def __init__(self, visual: Any):
+        self.visual = visual
+        self.blocks = list(visual.transformer.resblocks)
+        self.width: int = visual.transformer.width
+        self.grid: tuple[int, int] = visual.grid_size
+
+    @staticmethod
+    def fits(visual: Any) -> bool:
+        plain = isinstance(visual, VisionTransformer) and visual.pool_type == "tok" and visual.attn_pool is None
+        return plain and all(isinstance(block, ResidualAttentionBlock) for block in visual.transformer.resblocks)
+
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        return self.visual._embeds(images)
+
+    def open(self, block: Any) -> Block:
+        attention = block.attn
+        return Block(
+            norm=block.ln_1,
+            weight=attention.in_proj_weight,
+            offset=attention.in_proj_bias,
+            heads=attention.num_heads,
+            out=attention.out_proj,
+            scale=block.ls_1,
+            feed=lambda tokens: block.ls_2(block.mlp(block.ln_2(tokens))),
+        )
+
+    def head(self, tokens: torch.Tensor) -> torch.Tensor:
+        pooled, _ = self.visual._pool(tokens)
+        return pooled if self.visual.proj is None else pooled @ self.visual.proj
+
+
+class TimmLayout:
+    """A plain vision transformer of timm with CLS pooling, wrapped by open_clip."""
+
+    def __init__(self, visual: Any):
+        self.visual = visual
+        self.trunk = visual.trunk
+        self.blocks = list(self.trunk.blocks)
+        self.width: int = self.trunk.embed_dim
+        self.grid: tuple[int, int] = self.trunk.patch_embed.grid_size
+
+    @staticmethod
+    def fits(visual: Any) -> bool:
+        trunk: Any = visual.trunk if isinstance(visual, TimmModel) else None
+        if type(trunk) is not TimmVisionTransformer or trunk.global_pool != "token" or trunk.num_prefix_tokens != 1:
+            return False
+        if trunk.attn_pool is not None or trunk.dynamic_img_size:
+            return False
+        attentions = [block.attn for block in trunk.blocks if type(block) is TimmBlock]
+        plain = all(
+            type(attention) is Attention
+            and attention.gate is None
+            and all(isinstance(part, nn.Identity) for part in (attention.q_norm, attention.k_norm, attention.norm))
+            for attention in attentions
+        )
+        return plain and len(attentions) == len(trunk.blocks)
+
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        return self.trunk.norm_pre(self.trunk._pos_embed(self.trunk.patch_embed(images)))
+
+    def open(self, block: Any) -> Block:
+        attention = block.attn
+        return Block(
+            norm=block.norm1,
+            weight=attention.qkv.weight,
+            offset=attention.qkv.bias,
+            heads=attention.num_heads,
+            out=attention.proj,
+            scale=block.ls1,
+            feed=lambda tokens: block.ls2(block.mlp(block.norm2(tokens))),
+        )
+
+    def head(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.visual.head(self.trunk.forward_head(self.trunk.norm(tokens)))
 
 
 class ImageTower(nn.Module):
-    """An open_clip vision transformer with CLS pooling, run in two parts.
+    """A vision transformer with CLS pooling, run in two parts.
 
     ``upper(lower(images))`` equals the model's own ``encode_image`` (not normalised).
 
     Args:
-        clip: a CLIP whose image tower is open_clip's ``VisionTransformer``.
+        clip: a CLIP whose image tower is open_clip's ``VisionTransformer``, or timm's in open_clip's ``TimmModel``.
         cut: number of blocks in the lower part, from 1 to one less than the tower has.
 
     Raises:
@@ -35,34 +148,38 @@ class ImageTower(nn.Module):
     def __init__(self, clip: Any, cut: int):
         super().__init__()
         visual = clip.visual
-        plain = isinstance(visual, VisionTransformer) and visual.pool_type == "tok" and visual.attn_pool is None
-        if not plain or not all(isinstance(block, ResidualAttentionBlock) for block in visual.transformer.resblocks):
+        layouts: list[Any] = [OpenCLIPLayout, TimmLayout]
+        fitting = [layout for layout in layouts if layout.fits(visual)]
+        if not fitting:
             raise ValueError(
                 f"image tower {type(visual).__name__} is not a plain ViT with CLS pooling; choose another model"
             )
-        blocks = len(visual.transformer.resblocks)
-        if not 1 <= cut < blocks:
-            raise ValueError(f"clip.cut is {cut}, the tower has {blocks} blocks; choose 1 to {blocks - 1}")
+        layout: Layout = fitting[0](visual)
+        if not 1 <= cut < len(layout.blocks):
+            raise ValueError(
+                f"clip.cut is {cut}, the tower has {len(layout.blocks)} blocks; choose 1 to {len(layout.blocks) - 1}"
+            )
         self.visual: Any = visual
+        self.layout = layout
         self.cut = cut
 
     @property
-    def blocks(self) -> list[ResidualAttentionBlock]:
+    def blocks(self) -> list[Block]:
         """The blocks above the cut, lowest first."""
-        return list(self.visual.transformer.resblocks[self.cut :])
+        return [self.layout.open(block) for block in self.layout.blocks[self.cut :]]
 
     @property
     def grid(self) -> tuple[int, int]:
         """Patches down and across."""
-        return self.visual.grid_size
+        return self.layout.grid
 
     @property
     def width(self) -> int:
-        return self.visual.transformer.width
+        return self.layout.width
 
     @property
     def heads(self) -> int:
-        return self.blocks[0].attn.num_heads
+        return self.blocks[0].heads
 
     @property
     def image_size(self) -> int:
@@ -85,8 +202,8 @@ class ImageTower(nn.Module):
 
     def lower(self, images: torch.Tensor) -> torch.Tensor:
         """Tokens [B, L, D], CLS first, that leave the last block below the cut, of images float [B, 3, s, s]."""
-        tokens = self.visual._embeds(images)
-        for block in self.visual.transformer.resblocks[: self.cut]:
+        tokens = self.layout.embed(images)
+        for block in self.layout.blocks[: self.cut]:
             tokens = block(tokens)
         return tokens
 
@@ -107,26 +224,25 @@ class ImageTower(nn.Module):
         """
         blocks = self.blocks
         for index, block in enumerate(blocks):
-            hidden = block.ln_1(tokens)
+            hidden = block.norm(tokens)
             last = index == len(blocks) - 1
             if last:
                 tokens = tokens[:, :1]  # only CLS is read from the last block
             mixed = _attend(
-                block.attn,
+                block,
                 hidden[:, :1] if last else hidden,
                 hidden,
                 bias[index] if bias else None,
-                block.ln_1(prompts[index]) if prompts else None,
+                block.norm(prompts[index]) if prompts else None,
                 gates[index] if gates else None,
             )
-            tokens = tokens + block.ls_1(mixed)
-            tokens = tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
-        pooled, _ = self.visual._pool(tokens)
-        return pooled if self.visual.proj is None else pooled @ self.visual.proj
+            tokens = tokens + block.scale(mixed)
+            tokens = tokens + block.feed(tokens)
+        return self.layout.head(tokens)
 
 
 def _attend(
-    attention: nn.MultiheadAttention,
+    block: Block,
     asking: torch.Tensor,
     hidden: torch.Tensor,
     bias: torch.Tensor | None,
@@ -135,16 +251,16 @@ def _attend(
 ) -> torch.Tensor:
     """Attention [B, Q, D] of the first Q tokens to all L, with a bias on the CLS row, plus gated prompts."""
     batch, queries, width = asking.shape
-    heads = attention.num_heads
-    weight, offset = attention.in_proj_weight, attention.in_proj_bias
+    heads = block.heads
+    query_offset, pair_offset = (None, None) if block.offset is None else block.offset.split((width, 2 * width))
 
     def split(x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(-1, (heads, width // heads)).transpose(-2, -3)
 
     def key_and_value(x: torch.Tensor) -> Iterator[torch.Tensor]:
-        return map(split, F.linear(x, weight[width:], offset[width:]).chunk(2, -1))
+        return map(split, F.linear(x, block.weight[width:], pair_offset).chunk(2, -1))
 
-    query = split(F.linear(asking, weight[:width], offset[:width]))
+    query = split(F.linear(asking, block.weight[:width], query_offset))
     key, value = key_and_value(hidden)
     mask = None
     if bias is not None:
@@ -154,4 +270,4 @@ def _attend(
         prompt_key, prompt_value = key_and_value(prompts)
         logits = query @ prompt_key.transpose(-1, -2) / math.sqrt(width // heads)
         mixed = mixed + torch.tanh(gate)[:, None, None] * (logits.softmax(-1) @ prompt_value)
-    return attention.out_proj(mixed.transpose(1, 2).reshape(batch, queries, width))
+    return block.out(mixed.transpose(1, 2).reshape(batch, queries, width))

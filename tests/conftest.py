@@ -1,4 +1,5 @@
 import io
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -61,6 +62,42 @@ def starter_tokenizer():
     from stages.weights import load_tokenizer
 
     return load_tokenizer(checkpoints.resolve_clip(Config().clip, Config().storage).model)
+
+
+@pytest.fixture
+def biomedclip(tmp_path: Path) -> Path:
+    """A folder with the configuration that BiomedCLIP publishes, at full size; its BERT's architecture is
+    read from a folder instead of the hub, its vocabulary is short, and there are no weights."""
+    from transformers import BertConfig, BertTokenizer
+
+    BertConfig(vocab_size=30522).save_pretrained(tmp_path / "bert")
+    text = {
+        "hf_model_name": str(tmp_path / "bert"),
+        "hf_tokenizer_name": "BertTokenizer",
+        "hf_proj_type": "mlp",
+        "hf_pooler_type": "cls_last_hidden_state_pooler",
+        "context_length": 256,
+    }
+    vision = {
+        "timm_model_name": "vit_base_patch16_224",
+        "timm_model_pretrained": False,
+        "timm_pool": "",
+        "timm_proj": "linear",
+        "image_size": 224,
+    }
+    mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+    config = {
+        "model_cfg": {"embed_dim": 512, "vision_cfg": vision, "text_cfg": text},
+        "preprocess_cfg": {"mean": mean, "std": std},
+    }
+    folder = tmp_path / "biomedclip"
+    folder.mkdir()
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    special, words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], ["a", "medical", "image", "showing", "lesion"]
+    BertTokenizer(
+        vocab={word: index for index, word in enumerate([*special, *words, "solid", "mass", "ring", "cyst"])}
+    ).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

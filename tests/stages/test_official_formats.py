@@ -3,7 +3,6 @@
 The files are written here with random weights, in the layout that the projects publish.
 """
 
-import json
 from pathlib import Path
 
 import open_clip
@@ -91,39 +90,13 @@ def test_openai_s_state_dict(tmp_path: Path, vit) -> None:
     assert "\n" not in str(told.value)
 
 
-def test_biomedclip_s_timm_trunk_and_bert(tmp_path: Path) -> None:
-    """The configuration that BiomedCLIP publishes; its BERT's architecture is read from a folder instead of the hub."""
-    from transformers import BertConfig
-
-    BertConfig(vocab_size=30522).save_pretrained(tmp_path / "bert")
-    text = {
-        "hf_model_name": str(tmp_path / "bert"),
-        "hf_tokenizer_name": str(tmp_path / "bert"),
-        "hf_proj_type": "mlp",
-        "hf_pooler_type": "cls_last_hidden_state_pooler",
-        "context_length": 256,
-    }
-    vision = {
-        "timm_model_name": "vit_base_patch16_224",
-        "timm_model_pretrained": False,
-        "timm_pool": "",
-        "timm_proj": "linear",
-        "image_size": 224,
-    }
-    mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
-    config = {
-        "model_cfg": {"embed_dim": 512, "vision_cfg": vision, "text_cfg": text},
-        "preprocess_cfg": {"mean": mean, "std": std},
-    }
-    folder = tmp_path / "biomedclip"
-    folder.mkdir()
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
-    original = load_clip(folder, None, seed=1)
+def test_biomedclip_s_timm_trunk_and_bert(biomedclip: Path) -> None:
+    original = load_clip(biomedclip, None, seed=1)
     state = half(original)
     state["text.transformer.embeddings.position_ids"] = torch.arange(512)[None]  # as published, of an older library
-    torch.save(state, folder / "open_clip_pytorch_model.bin")
-    source = checkpoints.resolve_clip(ClipSection(model=str(folder)), StorageSection())
-    assert source.checkpoint == folder / "open_clip_pytorch_model.bin"
+    torch.save(state, biomedclip / "open_clip_pytorch_model.bin")
+    source = checkpoints.resolve_clip(ClipSection(model=str(biomedclip)), StorageSection())
+    assert source.checkpoint == biomedclip / "open_clip_pytorch_model.bin"
     assert same(load_clip(source.model, source.checkpoint, source.preprocess, seed=2), original)
 
 

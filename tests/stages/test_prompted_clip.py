@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import open_clip
 import pytest
@@ -17,7 +19,7 @@ CLASSES = ("solid mass", "ring_lesion", "cyst")
 
 def settings(**changes) -> PromptSettings:
     values = {"template": "a medical image showing {}", "cut": 4, "focus": "both", "visual_prompts": 4}
-    return PromptSettings(**({"classes": CLASSES, "text_context": 4} | values | changes))
+    return PromptSettings(**({"classes": CLASSES, "text_context": 4, "class_context": False} | values | changes))
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +28,10 @@ def vit():
     return load_clip("ViT-B-16", None)
 
 
+@pytest.mark.parametrize("class_context", [False, True])
 @pytest.mark.parametrize("focus", ["none", "masked_image", "attention", "both"])
-def test_untrained_it_is_open_clip_s_own_model(starter_clip, starter_tokenizer, focus: str) -> None:
-    model = PromptedCLIP(starter_clip, starter_tokenizer, settings(focus=focus))
+def test_untrained_it_is_open_clip_s_own(starter_clip, starter_tokenizer, focus: str, class_context: bool) -> None:
+    model = PromptedCLIP(starter_clip, starter_tokenizer, settings(focus=focus, class_context=class_context))
     images = torch.randn(3, 3, 112, 112)
     with torch.no_grad():
         tokens = model.tower.lower(images)
@@ -49,6 +52,32 @@ def test_a_full_size_tower_untrained_is_open_clip_s_own(vit) -> None:
     assert learned < 0.01 * sum(value.numel() for value in vit.visual.parameters())
 
 
+def test_timm_s_trunk_and_bert_untrained_are_open_clip_s_own(biomedclip: Path) -> None:
+    clip, tokenizer = load_clip(biomedclip, None), load_tokenizer(biomedclip)
+    model = PromptedCLIP(clip, tokenizer, settings(cut=9))
+    images = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        tokens = model.tower.lower(images)
+        image, text = model(tokens, torch.rand(2, 196), torch.randn_like(tokens))
+        assert torch.allclose(image, clip.encode_image(images, normalize=True), atol=1e-5)
+        sentences = tokenizer([f"a medical image showing {name.replace('_', ' ')}" for name in CLASSES])
+        assert len(set(map(tuple, sentences.tolist()))) == len(CLASSES)
+        assert torch.allclose(text, clip.encode_text(sentences, normalize=True), atol=1e-5)
+        for value in model.learned.values():
+            value += 0.1 * torch.randn_like(value)
+        moved_image, moved_text = model(tokens, torch.rand(2, 196), torch.randn_like(tokens))
+        assert not torch.allclose(moved_image, image, atol=1e-3) and not torch.allclose(moved_text, text, atol=1e-3)
+
+
+def test_a_context_for_each_class_moves_only_its_class(starter_clip, starter_tokenizer) -> None:
+    model = PromptedCLIP(starter_clip, starter_tokenizer, settings(class_context=True))
+    with torch.no_grad():
+        before = model.text_embedding()
+        model.learned["text_context"][1] += torch.randn_like(model.learned["text_context"][1])
+        moved = (model.text_embedding() - before).abs().amax(1)
+    assert moved[1] > 1e-3 and moved[0] < 1e-6 and moved[2] < 1e-6
+
+
 def test_only_the_learned_part_has_gradients_and_all_of_it_does(starter_clip, starter_tokenizer) -> None:
     model = PromptedCLIP(starter_clip, starter_tokenizer, settings())
     with torch.no_grad():  # away from zero, where a gate hides what is behind it
@@ -63,7 +92,7 @@ def test_only_the_learned_part_has_gradients_and_all_of_it_does(starter_clip, st
 def test_focus_bias_equals_attention_computed_by_hand(starter_clip) -> None:
     """The last block's CLS attention with a bias, in float64 from the weights alone."""
     tower = ImageTower(starter_clip, len(starter_clip.visual.transformer.resblocks) - 1)
-    block = tower.blocks[0].double()
+    block = starter_clip.visual.transformer.resblocks[-1].double()
     tokens = torch.randn(2, 65, 256, dtype=torch.float64)
     bias = torch.randn(2, 64, dtype=torch.float64)
     try:
