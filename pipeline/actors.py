@@ -7,6 +7,7 @@ import torch
 
 from cluster.resources import Share
 from pipeline import checkpoints
+from pipeline.calibration import Calibration
 from pipeline.config import Config
 from stages.prompt_settings import PromptSettings
 from stages.segment import Segment
@@ -19,6 +20,7 @@ class Prompts:
 
     settings: PromptSettings
     state: dict[str, np.ndarray]
+    calibration: Calibration
 
 
 class SegmentActor:
@@ -53,7 +55,7 @@ class EmbedActor:
         if prompts is not None:
             model = PromptedCLIP(clip, load_tokenizer(source.model), prompts.settings).to(device)
             model.load_learned({name: torch.tensor(value) for name, value in prompts.state.items()})
-            self.classify = Classify(model, accept_at=config.score.accept_at, batch_size=config.clip.batch_size)
+            self.classify = Classify(model, **vars(prompts.calibration), batch_size=config.clip.batch_size)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         embedded = self.embed(batch)

@@ -112,15 +112,20 @@ class TrainSection(Section):
     learning_rate: float = Field(5e-3, gt=0, description="AdamW's peak learning rate, decayed to 0 by a cosine")
     weight_decay: float = Field(1e-3, ge=0, description="AdamW's weight decay")
     contrastive_weight: float = Field(0.5, ge=0, le=1, description="lambda: share of the contrastive term in the loss")
-    validation_share: float = Field(0.2, gt=0, lt=1, description="share of the labelled rows kept for early stopping")
-    patience: int = Field(10, ge=1, description="epochs without a better validation loss before stopping")
+    folds: int = Field(
+        3, ge=2, le=10, description="parts of the labelled rows; each is held out once, to choose epochs and calibrate"
+    )
+    patience: int = Field(10, ge=1, description="epochs without a better loss of the held-out rows before stopping")
+    target_sensitivity: float = Field(
+        0.9, ge=0, le=1, description="sensitivity every class shall reach among accepted predictions; others: refer"
+    )
 
 
 class ScoreSection(Section):
     """Scoring an archive."""
 
-    accept_at: float = Field(
-        0.5, ge=0, le=1, description="confidence from which a prediction is accepted; below: refer"
+    accept_at: float | None = Field(
+        None, ge=0, le=1, description="confidence from which a prediction is accepted; empty: what training fitted"
     )
     max_quarantined: float = Field(0.05, ge=0, le=1, description="share of quarantined rows above which score exits 3")
 

@@ -8,7 +8,7 @@ import json
 import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from pipeline import checkpoints, tracking
 from pipeline.actors import Prompts
+from pipeline.calibration import Calibration
 from pipeline.commit import settings_key
 from pipeline.config import Config, Section
 from pipeline.errors import UsageError
@@ -98,28 +99,33 @@ def _merge(section: AnySection, recorded: Mapping[str, Any], name: str) -> AnySe
 
 @dataclass(frozen=True)
 class Model:
-    """Learned prompts, their settings, and the foundation they fit on."""
+    """Learned prompts, their settings, the foundation they fit on, and how sure they may be."""
 
     settings: PromptSettings
     state: dict[str, torch.Tensor]
     foundation: Foundation
+    calibration: Calibration
 
     def save(self, folder: Path) -> None:
         """Write the two files of the model into a folder."""
         folder.mkdir(parents=True, exist_ok=True)
         save_file(self.state, folder / PROMPTS_FILE)
-        content = {"settings": self.settings.to_json(), "foundation": vars(self.foundation)}
-        (folder / SETTINGS_FILE).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+        (folder / SETTINGS_FILE).write_text(json.dumps(self._content(), indent=1, sort_keys=True) + "\n")
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the settings, the foundation and every learned number."""
-        content = {"settings": self.settings.to_json(), "foundation": vars(self.foundation)}
+        """SHA-256 of the settings, the foundation, the calibration and every learned number."""
         tensors = {name: value.numpy().tobytes().hex() for name, value in self.state.items()}
-        return settings_key(content | tensors)
+        return settings_key(self._content() | tensors)
 
-    def prompts(self) -> Prompts:
-        return Prompts(self.settings, {name: value.numpy() for name, value in self.state.items()})
+    def prompts(self, accept_at: float | None) -> Prompts:
+        """What actors need; ``accept_at`` in place of the fitted confidence where it is given."""
+        calibration = self.calibration if accept_at is None else replace(self.calibration, accept_at=accept_at)
+        return Prompts(self.settings, {name: value.numpy() for name, value in self.state.items()}, calibration)
+
+    def _content(self) -> dict[str, Any]:
+        parts = {"foundation": vars(self.foundation), "calibration": vars(self.calibration)}
+        return {"settings": self.settings.to_json(), **parts}
 
 
 def load_model(folder: Path) -> Model:
@@ -132,7 +138,8 @@ def load_model(folder: Path) -> Model:
         content = json.loads((folder / SETTINGS_FILE).read_text())
         settings = PromptSettings.from_json(content["settings"])
         foundation = Foundation(**content["foundation"])
-        return Model(settings, read_state_dict(folder / PROMPTS_FILE), foundation)
+        calibration = Calibration(**content["calibration"])
+        return Model(settings, read_state_dict(folder / PROMPTS_FILE), foundation, calibration)
     except (OSError, KeyError, TypeError, json.JSONDecodeError, WeightsError) as error:
         raise UsageError(
             f"{folder.name}: not a MedFocus model ({type(error).__name__}); give one that train made"

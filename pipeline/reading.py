@@ -1,6 +1,7 @@
 """Reading shards and feature files: what a worker does before any model sees the rows."""
 
 import hashlib
+from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -65,18 +66,22 @@ def read_features(
     batch: dict[str, np.ndarray],
     folder: Location,
     settings: PromptSettings,
-    validation: frozenset[str],
-    wanted: bool,
+    folds: Mapping[str, int],
+    wanted: frozenset[int],
 ) -> dict[str, np.ndarray]:
-    """The rows of one feature file that belong to a split, as arrays, with the class as int64 ``target``."""
+    """The rows of one feature file that belong to the wanted folds, as arrays.
+
+    The class is there as int64 ``target`` and the fold as int64 ``fold``.
+    """
     location = folder / str(batch["name"][0])
     table = pq.read_table(pa.BufferReader(location.read()))
     names = ("tokens", "focus") + (("region_tokens",) if settings.uses_region else ())
     tokens, width = table.schema.field("tokens").type.shape
     expected = records.feature_schema(tokens, width, region=settings.uses_region)
     records.check_record(table.schema, expected, location.uri)
-    chosen = np.array([(image in validation) == wanted for image in table["image_id"].to_pylist()], bool)
+    fold = np.array([folds[image] for image in table["image_id"].to_pylist()], np.int64)
+    chosen = np.isin(fold, list(wanted))
     rows = {name: table[name].combine_chunks().to_numpy_ndarray()[chosen] for name in names}
     classes = {label: index for index, label in enumerate(settings.classes)}
     targets = [classes[label] for label in table["label"].to_pylist()]
-    return rows | {"target": np.array(targets, np.int64)[chosen]}
+    return rows | {"target": np.array(targets, np.int64)[chosen], "fold": fold[chosen]}

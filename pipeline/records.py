@@ -26,6 +26,12 @@ _WHO = [
     pa.field("site", pa.string()),
 ]
 
+# What was found in an image: its focus mask in COCO's run-length code, and the rank score of its best region.
+_FOUND = [
+    pa.field("mask", pa.struct([("size", pa.list_(pa.int32(), 2)), ("counts", pa.string())]), nullable=False),
+    pa.field("mask_score", pa.float32(), nullable=False),
+]
+
 SHARD = _record(
     "shard",
     [
@@ -48,8 +54,7 @@ PREDICTION = _record(
         pa.field("probabilities", pa.list_(pa.float32()), nullable=False),
         pa.field("confidence", pa.float32(), nullable=False),
         pa.field("decision", pa.string(), nullable=False),
-        pa.field("mask", pa.struct([("size", pa.list_(pa.int32(), 2)), ("counts", pa.string())]), nullable=False),
-        pa.field("mask_score", pa.float32(), nullable=False),
+        *_FOUND,
         pa.field("model_version", pa.string(), nullable=False),
     ],
 )
@@ -79,10 +84,9 @@ def feature_schema(tokens: int, width: int, region: bool) -> pa.Schema:
     """
     kept = pa.fixed_shape_tensor(pa.float16(), [tokens, width])
     fields = [
-        pa.field("image_id", pa.string(), nullable=False),
+        *_WHO,
         pa.field("label", pa.string(), nullable=False),
-        pa.field("patient_id", pa.string()),
-        pa.field("site", pa.string()),
+        *_FOUND,
         pa.field("tokens", kept, nullable=False),
         pa.field("focus", pa.fixed_shape_tensor(pa.float16(), [tokens - 1]), nullable=False),
         pa.field("model_key", pa.string(), nullable=False),

@@ -37,13 +37,14 @@ def run(config: Config, shards: str, out: str, model_uri: str, *, overwrite: boo
         model, version = resolve_model(model_uri, config)
         config = model.foundation.adopt(config)
         config = config.model_copy(update={"model": config.model.model_copy(update={"focus": model.settings.focus})})
+        prompts = model.prompts(config.score.accept_at)
         output = Output(locate(out, config.storage), PREDICTIONS)
         settings = {
             "model": version,
             "model_digest": model.digest,  # a version of the same name in another registry is another model
             "foundation": vars(model.foundation),
             "max_pixels": config.decode.max_pixels,
-            "accept_at": config.score.accept_at,
+            "accept_at": prompts.calibration.accept_at,
         }
         record = output.begin(settings, manifest, overwrite=overwrite)
     todo = output.unfinished(manifest.shards)
@@ -63,7 +64,7 @@ def run(config: Config, shards: str, out: str, model_uri: str, *, overwrite: boo
                         config,
                         plan(resources),
                         version=Version(version, model.settings.classes),
-                        prompts=model.prompts(),
+                        prompts=prompts,
                     )
                     for summary in summaries:
                         shown.add(summary["rows"], quarantined=summary["quarantined"])

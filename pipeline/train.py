@@ -1,6 +1,7 @@
 """``medfocus train``: prompt tuning over stored features, registered as a model version."""
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,13 @@ import torch
 from ray.data import DataContext
 from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from scipy.special import softmax
 from sklearn.model_selection import StratifiedGroupKFold
 
 from cluster.connect import connected
 from cluster.resources import Share, training_share
 from pipeline import tracking
+from pipeline.calibration import calibrate
 from pipeline.commit import FEATURES, RUN_FILE, Output, settings_key
 from pipeline.config import Config
 from pipeline.errors import MedFocusError, UsageError, before_start
@@ -51,11 +54,12 @@ def run(config: Config, features: str, name: str) -> dict[str, Any]:
             )
         config = foundation.adopt(config)
         labels = _read_labels(prefix)
-        validation = split(labels, config.train.validation_share, config.seed)
-        if len(labels["label"]) - len(validation) < config.train.workers:
+        folds = assign_folds(labels, config.train.folds, config.seed)
+        fewest = min(len(folds) - held_out for held_out in Counter(folds.values()).values())
+        if fewest < config.train.workers:
             raise UsageError(
-                f"train.workers is {config.train.workers}, more than the"
-                f" {len(labels['label']) - len(validation)} training rows; set it lower or label more images"
+                f"train.workers is {config.train.workers}, more than the {fewest} training rows of a fold;"
+                " set it lower or label more images"
             )
     settings = PromptSettings(
         classes=tuple(sorted(set(labels["label"]))), cut=config.clip.cut, **config.model.model_dump()
@@ -71,18 +75,22 @@ def run(config: Config, features: str, name: str) -> dict[str, Any]:
         tracking.log_dataset("features", record["digest"], "train")
         with connected(config.cluster.address, config.cluster.cpus) as resources:
             share = training_share(resources, config.train.workers)
-            outcome = _fit(config, settings, prefix, validation, key, share)
+            outcome = _fit(config, settings, prefix, folds, key, share)
         tracking.log_history(outcome["history"])
-        model_uri = register(Model(settings, outcome["state"], foundation), name, active.info.run_id)
+        logits, targets = outcome["held_out_logits"], outcome["held_out_targets"]
+        calibration = calibrate(logits, targets, config.train.target_sensitivity)
+        model = Model(settings, outcome["state"], foundation, calibration)
+        model_uri = register(model, name, active.info.run_id)
         (prefix / FOLDER / key).delete()  # the checkpoints: the model is in the registry
         progress_file.delete()
+        confidence = softmax(logits / calibration.temperature, axis=1).max(1)
         summary = {
-            "epochs": len(outcome["history"]),
-            "best_epoch": outcome["best_epoch"],
-            "validation_loss": outcome["best_loss"],
-            "validation_accuracy": outcome["history"][outcome["best_epoch"]]["validation_accuracy"],
-            "training_rows": len(labels["label"]) - len(validation),
-            "validation_rows": len(validation),
+            "epochs": outcome["epochs"],
+            "training_rows": len(labels["label"]),
+            "held_out_rows": len(targets),
+            "held_out_accuracy": float((logits.argmax(1) == targets).mean()),
+            "held_out_coverage": float((confidence >= calibration.accept_at).mean()),
+            **vars(calibration),
             "learned_parameters": sum(value.numel() for value in outcome["state"].values()),
             "resumed_epochs": outcome["resumed_epochs"],
         }
@@ -91,12 +99,12 @@ def run(config: Config, features: str, name: str) -> dict[str, Any]:
         return summary | {"model_uri": model_uri, "mlflow_run_id": active.info.run_id}
 
 
-def split(labels: dict[str, list[Any]], share: float, seed: int) -> frozenset[str]:
-    """The ``image_id`` of the validation rows: no patient on both sides, every class on both.
+def assign_folds(labels: dict[str, list[Any]], count: int, seed: int) -> dict[str, int]:
+    """The fold of each ``image_id``: no patient in two folds, every class in training whichever fold is held out.
 
     Args:
         labels: ``image_id``, ``label`` and ``patient_id`` (None: the image is its own patient), a list each.
-        share: of the rows that validation should get, about.
+        count: of folds; fewer where a class has fewer patients.
         seed: of the choice.
 
     Raises:
@@ -114,19 +122,19 @@ def split(labels: dict[str, list[Any]], share: float, seed: int) -> frozenset[st
     counts = Counter(classes)
     if len(counts) < 2:
         raise UsageError(f"the features hold {len(counts)} class; training needs two or more, label more images")
-    for label, count in sorted(counts.items()):
-        if count < 2:
+    for label, examples in sorted(counts.items()):
+        if examples < 2:
             raise UsageError(f"class {label} has one example; training needs two or more, add some or drop the class")
         if len(set(patients[classes == label])) < 2:
             raise UsageError(f"class {label} comes from one patient; validation needs another one, add some")
-    folds = min(max(2, round(1 / share)), min(len(set(patients[classes == label])) for label in counts))
+    folds = min(count, min(len(set(patients[classes == label])) for label in counts))
     everyone = set(counts)
     for attempt in range(20):
         splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed + attempt)
-        for training, validation in splitter.split(classes, classes, patients):
-            if set(classes[training]) == everyone == set(classes[validation]):
-                return frozenset(np.array(labels["image_id"], dtype=object)[validation])
-    raise UsageError("no split puts every class on both sides without sharing a patient; add patients to small classes")
+        parts = [held_out for _, held_out in splitter.split(classes, classes, patients)]
+        if all(len(part) and set(np.delete(classes, part)) == everyone for part in parts):
+            return {labels["image_id"][row]: number for number, part in enumerate(parts) for row in part}
+    raise UsageError("no split leaves every class in training without sharing a patient; add patients to small classes")
 
 
 def _finished_features(prefix: Location) -> dict[str, Any]:
@@ -154,17 +162,18 @@ def _fit(
     config: Config,
     settings: PromptSettings,
     prefix: Location,
-    validation: frozenset[str],
+    folds: Mapping[str, int],
     key: str,
     share: Share,
 ) -> dict[str, Any]:
-    """Train on Ray; returns the state, history and best epoch that rank 0 ended with."""
-    tuning = Tuning(config=config, settings=settings, threads=share.threads, keep=_fits(prefix))
+    """Train on Ray; returns the state, history and held-out logits that rank 0 ended with."""
+    kept = _fits(prefix)
+    tuning = Tuning(config, settings, threads=share.threads, folds=max(folds.values()) + 1 if kept else 0)
     trainer = TorchTrainer(
         tune,
         train_loop_config={"tuning": tuning},
-        datasets=_datasets(prefix, settings, validation),
-        dataset_config=DataConfig(datasets_to_split=["training"]),
+        datasets=_datasets(prefix, settings, folds, kept),
+        dataset_config=DataConfig(datasets_to_split=[] if kept else ["training"]),
         scaling_config=ScalingConfig(
             num_workers=share.actors,
             use_gpu=share.gpus > 0,
@@ -195,17 +204,22 @@ def _fits(prefix: Location) -> bool:
     return size < _KEPT_IN_MEMORY * ray.cluster_resources().get("object_store_memory", 0)
 
 
-def _datasets(prefix: Location, settings: PromptSettings, validation: frozenset[str]) -> dict[str, ray.data.Dataset]:
+def _datasets(
+    prefix: Location, settings: PromptSettings, folds: Mapping[str, int], kept: bool
+) -> dict[str, ray.data.Dataset]:
+    """All rows for every worker where they are kept in memory; else those to learn from, and the first fold."""
     folder = Output(prefix, FEATURES).rows
     names = folder.files(".parquet")
+    everything = frozenset(folds.values())
+    parts = {"rows": everything} if kept else {"training": everything - {0}, "held_out": frozenset({0})}
     DataContext.get_current().execution_options.preserve_order = True  # the same seed sees the same batches
     datasets = {}
-    for part, wanted in (("training", False), ("validation", True)):
+    for part, wanted in parts.items():
         files = ray.data.from_items([{"name": name} for name in names], override_num_blocks=len(names))
         datasets[part] = files.map_batches(
             read_features,
             batch_size=1,
             num_cpus=0.25,
-            fn_kwargs={"folder": folder, "settings": settings, "validation": validation, "wanted": wanted},
+            fn_kwargs={"folder": folder, "settings": settings, "folds": folds, "wanted": wanted},
         )
     return datasets

@@ -1,12 +1,16 @@
-"""The training loop of each worker of Ray Train."""
+"""The training loop of each worker of Ray Train.
 
-import json
+Few rows: they are kept in memory, each fold of them is held out once, and a last round learns from all of them for as
+many epochs as were best. Rows that do not fit into memory are streamed, with one fold held out, and that round is the
+last. Either way no prediction that decides an epoch, the temperature or the threshold is of a row learned from.
+"""
+
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import cos, pi
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import ray.train
@@ -14,11 +18,11 @@ import torch
 import torch.distributed
 from ray.train import Checkpoint
 from ray.train.torch import get_device, prepare_model
-from safetensors.torch import load_file, save_file
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline import checkpoints
 from pipeline.config import Config
+from pipeline.training_state import Progress
 from stages.objective import prompt_loss
 from stages.prompt_settings import PromptSettings
 from stages.prompted_clip import PromptedCLIP
@@ -27,81 +31,124 @@ from stages.weights import load_clip, load_tokenizer
 # Rows a worker shuffles among where it streams; what is kept in memory is shuffled whole.
 _SHUFFLED = 2048
 
+Columns = dict[str, np.ndarray]
+
 
 @dataclass(frozen=True)
 class Tuning:
-    """What a worker needs to know; ``keep``: the features fit into memory and are read once, not in every epoch."""
+    """What a worker needs to know; ``folds`` is the number of parts where the rows are kept in memory, else 0."""
 
     config: Config
     settings: PromptSettings
     threads: int
-    keep: bool
+    folds: int
+
+    @property
+    def rounds(self) -> int:
+        return self.folds + 1 if self.folds else 1
 
 
-class Rows:
-    """A worker's rows of one split: read from storage in every epoch, or kept in memory where they fit."""
+class Rows(Protocol):
+    """A worker's rows of one part."""
 
-    def __init__(self, name: str, keep: bool):
-        self.shard = ray.train.get_dataset_shard(name)
-        self.kept: dict[str, np.ndarray] | None = None
-        if keep:
-            blocks = list(self.shard.iter_batches(batch_size=None, batch_format="numpy"))
-            self.kept = {column: np.concatenate([block[column] for block in blocks]) for column in blocks[0]}
-
-    def batches(self, size: int, seed: int | None = None) -> Iterator[dict[str, np.ndarray]]:
+    def batches(self, size: int, seed: int | None = None) -> Iterator[Columns]:
         """The rows in batches, shuffled by a seed where one is given."""
-        if self.kept is None:
-            shuffle = {} if seed is None else {"local_shuffle_buffer_size": max(size, _SHUFFLED)}
-            options = {"batch_format": "numpy", "local_shuffle_seed": seed, **shuffle}
-            yield from self.shard.iter_batches(batch_size=size, **options)
-            return
-        count = len(self.kept["target"])
+
+
+class StreamedRows:
+    """Rows that are read from storage in every epoch."""
+
+    def __init__(self, name: str):
+        self.shard = ray.train.get_dataset_shard(name)
+
+    def batches(self, size: int, seed: int | None = None) -> Iterator[Columns]:
+        shuffle = {} if seed is None else {"local_shuffle_buffer_size": max(size, _SHUFFLED)}
+        yield from self.shard.iter_batches(batch_size=size, batch_format="numpy", local_shuffle_seed=seed, **shuffle)
+
+
+class KeptRows:
+    """Rows in memory."""
+
+    def __init__(self, columns: Columns):
+        self.columns = columns
+
+    def batches(self, size: int, seed: int | None = None) -> Iterator[Columns]:
+        count = len(self.columns["target"])
         order = np.arange(count) if seed is None else np.random.default_rng(seed).permutation(count)
         for start in range(0, count, size):
-            chosen = order[start : start + size]
-            yield {column: values[chosen] for column, values in self.kept.items()}
+            yield self.take(order[start : start + size]).columns
+
+    def take(self, chosen: np.ndarray) -> "KeptRows":
+        return KeptRows({name: values[chosen] for name, values in self.columns.items()})
 
 
-@dataclass
-class Progress:
-    """How far training is; travels in the checkpoint as JSON."""
+class Parts:
+    """What each round learns from and what it holds out."""
 
-    epoch: int
-    best_epoch: int
-    best_loss: float
-    history: list[dict[str, float]]
+    def __init__(self, tuning: Tuning):
+        self.folds = tuning.folds
+        if self.folds:
+            blocks = list(ray.train.get_dataset_shard("rows").iter_batches(batch_size=None, batch_format="numpy"))
+            self.rows = KeptRows({name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]})
+
+    def of(self, number: int) -> tuple[Rows, Rows | None]:
+        """Training rows, this worker's share, and held-out rows, the same for all; none in the last of many rounds."""
+        if not self.folds:
+            return StreamedRows("training"), StreamedRows("held_out")
+        fold = self.rows.columns["fold"]
+        context = ray.train.get_context()
+        chosen = np.flatnonzero(fold != number)
+        # Shares of one size: workers wait for each other at every step.
+        each = len(chosen) // context.get_world_size()
+        training = self.rows.take(chosen[context.get_world_rank() :: context.get_world_size()][:each])
+        return training, self.rows.take(np.flatnonzero(fold == number)) if number < self.folds else None
 
 
 def tune(options: dict[str, Any]) -> dict[str, Any]:
-    """Tune the prompts until the validation loss no longer falls; every worker runs this.
+    """Tune the prompts, round after round; every worker runs this.
 
     Returns:
-        The learned state of the best epoch, the history, and how many epochs an earlier attempt had done.
+        The learned state, the progress, and what the rounds said of their held-out rows.
     """
     tuning: Tuning = options["tuning"]
-    train = tuning.config.train
     torch.set_num_threads(tuning.threads)
     model = _build(tuning)
     learned = _learned(model)
-    optimizer = torch.optim.AdamW(learned.learned.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay)
-    progress, best = _restore(learned, optimizer)
-    resumed = progress.epoch
-    training, validation = Rows("training", tuning.keep), Rows("validation", tuning.keep)
-    while progress.epoch < train.epochs and progress.epoch - progress.best_epoch <= train.patience:
+    optimizer = _optimizer(learned, tuning)
+    progress = Progress.beginning(learned.learned_state())
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as folder:
+            progress = Progress.load(Path(folder), learned, optimizer)
+    resumed = progress.epochs_done
+    parts = Parts(tuning)
+    while True:
+        _round(model, optimizer, parts.of(progress.round), tuning, progress)
+        if progress.round + 1 == tuning.rounds:
+            break
+        progress.next_round()
+        learned.load_learned(progress.initial)
+        optimizer = _optimizer(learned, tuning)
+    return progress.outcome() | {"resumed_epochs": resumed}
+
+
+def _round(
+    model: PromptedCLIP | DistributedDataParallel,
+    optimizer: torch.optim.Optimizer,
+    parts: tuple[Rows, Rows | None],
+    tuning: Tuning,
+    progress: Progress,
+) -> None:
+    """Learn until the held-out loss no longer falls, or, with nothing held out, for as long as was best before."""
+    train = tuning.config.train
+    training, held_out = parts
+    while not progress.ended(train.epochs, train.patience, alone=held_out is None):
         for group in optimizer.param_groups:
             group["lr"] = train.learning_rate * 0.5 * (1 + cos(pi * progress.epoch / train.epochs))
-        training_loss = _train_epoch(model, optimizer, training, tuning, progress.epoch)
-        loss, accuracy = _validate(model, validation, tuning)
-        if loss < progress.best_loss:
-            progress.best_loss, progress.best_epoch = loss, progress.epoch
-            best = learned.learned_state()
-        entry = {"training_loss": training_loss, "validation_loss": loss, "validation_accuracy": accuracy}
-        progress.history.append(entry)
-        progress.epoch += 1
-        _report(learned, optimizer, best, progress)
-    # Ray hands back plain arrays, no tensors.
-    state = {name: value.numpy() for name, value in best.items()}
-    return {"state": state, "resumed_epochs": resumed} | vars(progress)
+        loss = _train_epoch(model, optimizer, training, tuning, progress.epoch)
+        logits, targets = _judge(model, held_out, tuning) if held_out else (None, None)
+        progress.add_epoch(loss, logits, targets, _learned(model).learned_state())
+        _report(_learned(model), optimizer, progress)
 
 
 def _build(tuning: Tuning) -> PromptedCLIP | DistributedDataParallel:
@@ -112,11 +159,16 @@ def _build(tuning: Tuning) -> PromptedCLIP | DistributedDataParallel:
     return prepare_model(PromptedCLIP(clip, load_tokenizer(source.model), tuning.settings))
 
 
+def _optimizer(learned: PromptedCLIP, tuning: Tuning) -> torch.optim.Optimizer:
+    train = tuning.config.train
+    return torch.optim.AdamW(learned.learned.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay)
+
+
 def _learned(model: PromptedCLIP | DistributedDataParallel) -> PromptedCLIP:
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
-def _logits(model: PromptedCLIP | DistributedDataParallel, batch: dict[str, np.ndarray]) -> tuple[torch.Tensor, ...]:
+def _logits(model: PromptedCLIP | DistributedDataParallel, batch: Columns) -> tuple[torch.Tensor, ...]:
     tensors = {name: torch.as_tensor(np.array(value), device=get_device()) for name, value in batch.items()}
     image, text = model(tensors["tokens"], tensors["focus"], tensors.get("region_tokens"))
     return _learned(model).logits(image, text), tensors["target"]
@@ -144,18 +196,16 @@ def _train_epoch(
 
 
 @torch.inference_mode()
-def _validate(model: PromptedCLIP | DistributedDataParallel, rows: Rows, tuning: Tuning) -> tuple[float, float]:
-    """Cross-entropy and accuracy over the validation rows, all of which every worker has."""
+def _judge(
+    model: PromptedCLIP | DistributedDataParallel, rows: Rows, tuning: Tuning
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits float32 [N, C] and targets int64 [N] of the held-out rows, all of which every worker has."""
     model.eval()
-    loss = right = count = 0.0
-    for batch in rows.batches(tuning.config.train.batch_size):
-        logits, target = _logits(_learned(model), batch)
-        loss += torch.nn.functional.cross_entropy(logits, target, reduction="sum").item()
-        right += (logits.argmax(1) == target).sum().item()
-        count += len(target)
-    # Summed all the same: workers that differed in the last bit could disagree on when to stop.
-    loss, right, count = _sum_over_workers(loss, right, count)
-    return loss / count, right / count
+    parts = [_logits(_learned(model), batch) for batch in rows.batches(tuning.config.train.batch_size)]
+    logits, targets = (torch.cat(column) for column in zip(*parts, strict=True))
+    if ray.train.get_context().get_world_size() > 1:
+        torch.distributed.broadcast(logits, 0)  # workers that differed in the last bit could disagree on when to stop
+    return logits.cpu(), targets.cpu()
 
 
 def _sum_over_workers(*values: float) -> list[float]:
@@ -166,30 +216,11 @@ def _sum_over_workers(*values: float) -> list[float]:
     return summed.tolist()
 
 
-def _report(
-    learned: PromptedCLIP, optimizer: torch.optim.Optimizer, best: dict[str, torch.Tensor], progress: Progress
-) -> None:
+def _report(learned: PromptedCLIP, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
     """Report the epoch; rank 0 adds the checkpoint."""
     if ray.train.get_context().get_world_rank() != 0:
         ray.train.report(progress.history[-1])
         return
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        save_file(learned.learned_state(), folder / "learned.safetensors")
-        save_file(best, folder / "best.safetensors")
-        torch.save(optimizer.state_dict(), folder / "optimizer.pt")
-        (folder / "progress.json").write_text(json.dumps(vars(progress)))
+    with tempfile.TemporaryDirectory() as folder:
+        progress.save(Path(folder), learned, optimizer)
         ray.train.report(progress.history[-1], checkpoint=Checkpoint.from_directory(folder))
-
-
-def _restore(learned: PromptedCLIP, optimizer: torch.optim.Optimizer) -> tuple[Progress, dict[str, torch.Tensor]]:
-    """The progress and best state of the last checkpoint, or of a beginning."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return Progress(0, 0, float("inf"), []), learned.learned_state()
-    with checkpoint.as_directory() as name:
-        folder = Path(name)
-        learned.load_learned(load_file(folder / "learned.safetensors"))
-        optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
-        progress = Progress(**json.loads((folder / "progress.json").read_text()))
-        return progress, load_file(folder / "best.safetensors")

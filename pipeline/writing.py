@@ -45,11 +45,19 @@ def _who(batch: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, Any]:
     }
 
 
+def _found(batch: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, Any]:
+    sizes = np.stack([batch["height"][rows], batch["width"][rows]], axis=1).tolist()
+    counts = batch["mask_counts"][rows].tolist()
+    masks = [{"size": size, "counts": code} for size, code in zip(sizes, counts, strict=True)]
+    return {"mask": masks, "mask_score": batch["mask_score"][rows]}
+
+
 def _features(batch: dict[str, np.ndarray], rows: np.ndarray, version: Version) -> pa.Table:
     region = "region_tokens" in batch
     tokens = batch["tokens"]
     schema = records.feature_schema(tokens.shape[1], tokens.shape[2], region)
-    columns = _who(batch, rows) | {"label": batch["truth"][rows].tolist(), "model_key": [version.name] * len(rows)}
+    columns = _who(batch, rows) | _found(batch, rows)
+    columns |= {"label": batch["truth"][rows].tolist(), "model_key": [version.name] * len(rows)}
     for name in ("tokens", "focus", "region_tokens") if region else ("tokens", "focus"):
         flat = pa.array(np.ascontiguousarray(batch[name][rows]).reshape(-1))
         storage = pa.FixedSizeListArray.from_arrays(flat, int(np.prod(batch[name].shape[1:])))
@@ -58,18 +66,12 @@ def _features(batch: dict[str, np.ndarray], rows: np.ndarray, version: Version) 
 
 
 def _predictions(batch: dict[str, np.ndarray], rows: np.ndarray, version: Version) -> pa.Table:
-    sizes = np.stack([batch["height"][rows], batch["width"][rows]], axis=1).tolist()
-    masks = [
-        {"size": size, "counts": counts}
-        for size, counts in zip(sizes, batch["mask_counts"][rows].tolist(), strict=True)
-    ]
-    columns = _who(batch, rows) | {
+    columns = _who(batch, rows) | _found(batch, rows)
+    columns |= {
         "label": batch["label"][rows].tolist(),
         "probabilities": list(batch["probabilities"][rows]),
         "confidence": batch["confidence"][rows],
         "decision": batch["decision"][rows].tolist(),
-        "mask": masks,
-        "mask_score": batch["mask_score"][rows],
         "model_version": [version.name] * len(rows),
     }
     return pa.table(columns, schema=records.prediction_schema(version.classes))

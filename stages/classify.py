@@ -15,14 +15,15 @@ class Classify:
 
     Args:
         model: with its learned part in place.
+        temperature: what the logits are divided by (arXiv 1706.04599, section 4.2).
         accept_at: confidence from which a prediction is accepted; below it is referred to a person.
         batch_size: rows in one pass.
     """
 
-    def __init__(self, model: PromptedCLIP, *, accept_at: float, batch_size: int):
+    def __init__(self, model: PromptedCLIP, *, temperature: float, accept_at: float, batch_size: int):
         self.model = model.eval()
         self.device = model.text.device
-        self.accept_at = accept_at
+        self.temperature, self.accept_at = temperature, accept_at
         self.batch_size = batch_size
         with torch.inference_mode():
             self.text = model.text_embedding()
@@ -63,4 +64,4 @@ class Classify:
 
         region = tensor("region_tokens") if self.model.settings.uses_region else None
         image = self.model.image_embedding(tensor("tokens"), tensor("focus"), region)
-        return self.model.logits(image, self.text).softmax(-1).cpu().numpy()
+        return (self.model.logits(image, self.text) / self.temperature).softmax(-1).cpu().numpy()

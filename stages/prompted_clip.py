@@ -94,8 +94,8 @@ class PromptedCLIP(nn.Module):
         return self.clip.logit_scale.exp() * image @ text.T
 
     def learned_state(self) -> dict[str, torch.Tensor]:
-        """The learned part only, on the CPU."""
-        return {name: value.detach().cpu().contiguous() for name, value in self.learned.items()}
+        """A copy of the learned part only, on the CPU."""
+        return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in self.learned.items()}
 
     def load_learned(self, state: dict[str, torch.Tensor]) -> None:
         """Put a learned part in place.

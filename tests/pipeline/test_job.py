@@ -102,7 +102,7 @@ def test_predictions_equal_the_stages_run_bare(
         Decode(size=256, max_pixels=10**8),
         Segment(starter_sam2, **options),
         Embed(prompted.tower, region=True, batch_size=3),
-        Classify(prompted, accept_at=job.config.score.accept_at, batch_size=3),
+        Classify(prompted, **vars(model.calibration), batch_size=3),
     ):
         batch = stage(batch)
     for row, name in enumerate(names):
@@ -120,12 +120,16 @@ def test_predictions_equal_the_stages_run_bare(
 def test_features_hold_the_labelled_images_and_no_other(job: SimpleNamespace) -> None:
     files = sorted((job.root / "features" / "features").glob("*.parquet"))
     rows = [
-        row for file in files for row in pq.read_table(file, columns=["image_id", "label", "model_key"]).to_pylist()
+        row
+        for file in files
+        for row in pq.read_table(file, columns=["image_id", "label", "mask", "model_key"]).to_pylist()
     ]
+    masks = {row["image_id"]: row["mask"] for row in rows_of(job.root / "out" / "predictions")}
+    assert {row["image_id"]: row["mask"] for row in rows} == masks
     assert {row["image_id"] for row in rows} == {f"{index:06d}.png" for index in range(COUNT)} and len(rows) == COUNT
     assert {row["model_key"] for row in rows} == {job.embedded["model_key"]}
     schema = pq.read_schema(files[0])
-    records.check_record(schema, records.feature_schema(65, 256, region=True), "features")
+    records.check_record(schema, records.feature_schema(197, 192, region=True), "features")
     assert [row["image_id"] for row in rows_of(job.root / "features" / "quarantine")] == ["zero.png"]
 
 
@@ -135,6 +139,8 @@ def test_training_registers_a_small_model_of_tensors(job: SimpleNamespace) -> No
         row["label"] for row in rows_of(job.root / "out" / "predictions")
     } | set(model.settings.classes)
     assert sum(value.numel() for value in model.state.values()) == job.trained["learned_parameters"] < 20_000
+    assert model.calibration.temperature == job.trained["temperature"] > 0
+    assert job.trained["held_out_rows"] == job.trained["training_rows"] == COUNT
     assert all(torch.isfinite(value).all() for value in model.state.values())
     client = mlflow.MlflowClient()
     files = {file.path: file.file_size for file in client.list_artifacts(job.trained["mlflow_run_id"], "model")}
@@ -305,7 +311,8 @@ def test_two_workers_that_stream_train_one_model(job: SimpleNamespace, monkeypat
     both = job.config.model_copy(update={"train": job.config.train.model_copy(update={"workers": 2, "epochs": 2})})
     trained = train.run(both, job.paths.features, "two-workers")
     model, _ = resolve_model(trained["model_uri"], job.config)
-    assert trained["epochs"] == 2 and all(torch.isfinite(value).all() for value in model.state.values())
+    assert trained["epochs"] == 2 and 0 < trained["held_out_rows"] < trained["training_rows"]
+    assert all(torch.isfinite(value).all() for value in model.state.values())
 
 
 def test_more_workers_than_training_rows_are_refused(job: SimpleNamespace) -> None:

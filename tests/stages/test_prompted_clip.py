@@ -83,7 +83,8 @@ def test_only_the_learned_part_has_gradients_and_all_of_it_does(starter_clip, st
     with torch.no_grad():  # away from zero, where a gate hides what is behind it
         for value in model.learned.values():
             value += 0.1
-    image, text = model(torch.randn(4, 65, 256), torch.rand(4, 64), torch.randn(4, 65, 256))
+    tokens, patches = (4, model.tower.grid[0] * model.tower.grid[1] + 1, model.tower.width), torch.rand(4, 196)
+    image, text = model(torch.randn(tokens), patches, torch.randn(tokens))
     prompt_loss(model.logits(image, text), torch.tensor([0, 1, 2, 0]), 0.5).backward()
     with_gradient = {name for name, value in model.named_parameters() if value.grad is not None and value.grad.any()}
     assert with_gradient == {f"learned.{name}" for name in model.learned_state()}
@@ -93,16 +94,17 @@ def test_focus_bias_equals_attention_computed_by_hand(starter_clip) -> None:
     """The last block's CLS attention with a bias, in float64 from the weights alone."""
     tower = ImageTower(starter_clip, len(starter_clip.visual.transformer.resblocks) - 1)
     block = starter_clip.visual.transformer.resblocks[-1].double()
-    tokens = torch.randn(2, 65, 256, dtype=torch.float64)
-    bias = torch.randn(2, 64, dtype=torch.float64)
+    width, length = tower.width, tower.grid[0] * tower.grid[1] + 1
+    tokens = torch.randn(2, length, width, dtype=torch.float64)
+    bias = torch.randn(2, length - 1, dtype=torch.float64)
     try:
         found = tower_upper_cls(tower, tokens, bias)
         hidden = block.ln_1(tokens)
-        heads, width = block.attn.num_heads, 256
+        heads = block.attn.num_heads
         weight, offset = block.attn.in_proj_weight, block.attn.in_proj_bias
         query, key, value = (
             (hidden @ weight[i * width : (i + 1) * width].T + offset[i * width : (i + 1) * width])
-            .reshape(2, 65, heads, -1)
+            .reshape(2, length, heads, -1)
             .permute(0, 2, 1, 3)
             for i in range(3)
         )
@@ -132,6 +134,14 @@ def tower_upper_cls(tower: ImageTower, tokens: torch.Tensor, bias: torch.Tensor)
     finally:
         tower.visual._pool, tower.visual.proj = pool, projection
     return seen["cls"]
+
+
+def test_the_learned_state_is_a_copy(starter_clip, starter_tokenizer) -> None:
+    model = PromptedCLIP(starter_clip, starter_tokenizer, settings())
+    kept = model.learned_state()
+    with torch.no_grad():
+        model.learned["fusion"] += 1
+    assert kept["fusion"].item() == 0
 
 
 def test_learned_part_round_trips_and_refuses_another_shape(starter_clip, starter_tokenizer) -> None:
@@ -205,7 +215,7 @@ def test_classify_equals_open_clip_zero_shot(starter_clip, starter_tokenizer) ->
     batch, _ = rows()
     model = PromptedCLIP(starter_clip, starter_tokenizer, settings())
     embedded = Embed(model.tower, region=True, batch_size=8)(batch)
-    out = Classify(model, accept_at=0.4, batch_size=2)(embedded)
+    out = Classify(model, temperature=1.0, accept_at=0.4, batch_size=2)(embedded)
     with torch.no_grad():
         images = model.tower.normalise(torch.from_numpy(batch["pixels"]))
         image = starter_clip.encode_image(images, normalize=True)
@@ -214,6 +224,9 @@ def test_classify_equals_open_clip_zero_shot(starter_clip, starter_tokenizer) ->
     assert np.allclose(out["probabilities"], expected, atol=5e-3)
     assert out["label"].tolist() == [CLASSES[i] for i in out["probabilities"].argmax(1)]
     assert ((out["decision"] == "accept") == (out["confidence"] >= 0.4)).all()
+    cooler = Classify(model, temperature=2.0, accept_at=0.4, batch_size=2)(embedded)
+    halved = np.sqrt(out["probabilities"])
+    assert np.allclose(cooler["probabilities"], halved / halved.sum(1, keepdims=True), atol=1e-5)
     assert "tokens" not in out
 
 

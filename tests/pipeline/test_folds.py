@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UsageError
-from pipeline.train import split
+from pipeline.train import assign_folds
 
 rows = st.lists(
     st.tuples(st.sampled_from("abc"), st.one_of(st.none(), st.integers(0, 12).map(str))), min_size=2, max_size=60
@@ -21,21 +21,26 @@ def table(pairs: list[tuple[str, str | None]]) -> dict[str, list]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(rows, st.floats(0.1, 0.5), st.integers(0, 3))
-def test_no_patient_is_on_both_sides_and_every_class_is(pairs: list, share: float, seed: int) -> None:
+@given(rows, st.integers(2, 5), st.integers(0, 3))
+def test_no_patient_is_in_two_folds_and_every_class_is_always_learned(pairs: list, count: int, seed: int) -> None:
     labels = table(pairs)
     try:
-        validation = split(labels, share, seed)
+        folds = assign_folds(labels, count, seed)
     except UsageError as error:
         counts = Counter(label for label, _ in pairs)
         assert len(counts) < 2 or min(counts.values()) < 4 or "patient" in str(error)
         return
-    sides = [[i for i in range(len(pairs)) if (labels["image_id"][i] in validation) == side] for side in (True, False)]
-    patients = [{pairs[i][1] for i in side} - {None} for side in sides]
-    assert not patients[0] & patients[1]
-    for side in sides:
-        assert {pairs[i][0] for i in side} == {label for label, _ in pairs}
-    assert validation == split(labels, share, seed)
+    assert list(folds) != [] and set(folds) == set(labels["image_id"])
+    assert 2 <= len(set(folds.values())) <= count
+    where: dict[str, set[int]] = {}
+    for number, (_, patient) in enumerate(pairs):
+        if patient is not None:
+            where.setdefault(patient, set()).add(folds[f"i{number}"])
+    assert all(len(found) == 1 for found in where.values())
+    for held_out in set(folds.values()):
+        learned = {label for number, (label, _) in enumerate(pairs) if folds[f"i{number}"] != held_out}
+        assert learned == {label for label, _ in pairs}
+    assert folds == assign_folds(labels, count, seed)
 
 
 @pytest.mark.parametrize(
@@ -48,9 +53,9 @@ def test_no_patient_is_on_both_sides_and_every_class_is(pairs: list, share: floa
 )
 def test_classes_that_cannot_be_split_are_named(pairs: list, told: str) -> None:
     with pytest.raises(UsageError, match=told):
-        split(table(pairs), 0.2, 0)
+        assign_folds(table(pairs), 3, 0)
 
 
 def test_a_patient_named_like_an_image_is_another() -> None:
     labels = table([("a", "i1"), ("a", None), ("b", None), ("b", None)])
-    assert split(labels, 0.5, 0)
+    assert len(assign_folds(labels, 2, 0)) == 4
