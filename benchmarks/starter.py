@@ -6,6 +6,7 @@ Prints the table of the starter's card and exits 1 where a threshold is missed.
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,7 +63,7 @@ def somewhere(mask: np.ndarray) -> list[float]:
 
 
 @torch.inference_mode()
-def one_click(model, phantoms: Sequence[Phantom], place: Callable[[np.ndarray], list[float]] = centre) -> float:
+def one_click(model: Any, phantoms: Sequence[Phantom], place: Callable[[np.ndarray], list[float]] = centre) -> float:
     """Mean IoU of the mask SAM2 itself ranks best for a click in each lesion."""
     found = []
     for phantom in phantoms:
@@ -94,7 +95,7 @@ def covering(masks: Sequence[np.ndarray], phantoms: Sequence[Phantom]) -> tuple[
     return float(np.mean(covered)), float(np.mean([mask.mean() for mask in masks]))
 
 
-def region_finder(model, phantoms: Sequence[Phantom], points: torch.Tensor | None = None) -> list[np.ndarray]:
+def region_finder(model: Any, phantoms: Sequence[Phantom], points: torch.Tensor | None = None) -> list[np.ndarray]:
     """Focus masks of the project's region finder, at its defaults; other points than its grid on request."""
     segment = Segment(model, **SegmentSection().model_dump(exclude={"model", "weights", "sha256"}))
     if points is not None:
@@ -103,7 +104,7 @@ def region_finder(model, phantoms: Sequence[Phantom], points: torch.Tensor | Non
     return [decode_mask(counts, *phantoms[0].image.shape) for counts in out["mask_counts"]]
 
 
-def generator_masks(model, phantoms: Sequence[Phantom]) -> tuple[list[np.ndarray], float]:
+def generator_masks(model: Any, phantoms: Sequence[Phantom]) -> tuple[list[np.ndarray], float]:
     """The package's own automatic generator, at its defaults.
 
     Returns:
@@ -136,7 +137,8 @@ def register_suppression() -> None:
         return
 
     def suppress(boxes: torch.Tensor, scores: torch.Tensor, threshold: float) -> torch.Tensor:
-        order, kept = scores.argsort(descending=True).tolist(), []
+        order = scores.argsort(descending=True).tolist()
+        kept: list[int] = []
         area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
         for index in order:
             if kept:
@@ -156,7 +158,11 @@ def register_suppression() -> None:
 
 @torch.inference_mode()
 def zero_shot(
-    clip, tokenizer, phantoms: Sequence[Phantom], sentences: Mapping[str, str], truth: Callable[[Phantom], str]
+    clip: Any,
+    tokenizer: Any,
+    phantoms: Sequence[Phantom],
+    sentences: Mapping[str, str],
+    truth: Callable[[Phantom], str],
 ) -> float:
     """Accuracy of the name whose sentence fits best."""
     tower = ImageTower(clip, 1)

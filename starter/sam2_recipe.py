@@ -23,7 +23,7 @@ from starter.phantoms import Phantom
 ARCHITECTURE = Path(__file__).parent / "sam2"
 TARGETS_PER_IMAGE = 4
 # Shares of the steps after which the encoder, and then the decoder, has learned alone.
-_SEEING, _POINTING = 0.25, 0.6
+_SEEING, _POINTING = 1 / 6, 0.4
 # Weight of the embedding's mean square while the encoder learns: beside a large one the code of a place, of size 1,
 # would not be seen.
 _SMALL = 0.05

@@ -1,0 +1,251 @@
+"""The methods that are compared, each over stored features and whatever the backbone.
+
+A method is fitted to a few labelled examples and gives logits of others. Its settings are the same for every data set
+and every number of labels; they were chosen on phantoms that no comparison uses.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from benchmarks.fewshot.examples import Examples
+from stages.objective import prompt_loss
+from stages.prompt_settings import PromptSettings
+from stages.prompted_clip import PromptedCLIP
+
+TEMPLATES = (
+    "a medical image showing {}",
+    "a picture showing {}",
+    "an image with {}",
+    "{}",
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all methods are given: the frozen CLIP with its tokenizer, the classes and where the features were cut."""
+
+    clip: Any
+    tokenizer: Any
+    classes: tuple[str, ...]
+    cut: int
+
+    @torch.inference_mode()
+    def text(self) -> np.ndarray:
+        """Embedding of each class, the mean over the templates, float32 [C, E], each of length 1."""
+        means = []
+        for name in self.classes:
+            sentences = [template.format(name.replace("_", " ")) for template in TEMPLATES]
+            means.append(self.clip.encode_text(self.tokenizer(sentences), normalize=True).mean(0))
+        return F.normalize(torch.stack(means), dim=-1).numpy()
+
+    @property
+    def scale(self) -> float:
+        """What CLIP multiplies cosines with."""
+        return float(self.clip.logit_scale.exp())
+
+
+class Method(Protocol):
+    """Fitted once, then asked."""
+
+    masks: bool
+
+    def fit(self, task: Task, examples: Examples, seed: int) -> None: ...
+
+    def logits(self, examples: Examples) -> np.ndarray:
+        """Class logits float [N, C]."""
+
+
+@dataclass
+class ZeroShot:
+    """CLIP's own answer: no label is looked at."""
+
+    view: str = "whole"
+    masks: bool = False
+
+    def fit(self, task: Task, examples: Examples, seed: int) -> None:
+        self.task = task
+        self.text = task.text()
+
+    def logits(self, examples: Examples) -> np.ndarray:
+        return self.task.scale * examples.embeddings[self.view] @ self.text.T
+
+
+@dataclass
+class LinearProbe:
+    """Logistic regression on an embedding, standardised (arXiv 2103.00020, section 3.2)."""
+
+    view: str = "whole"
+    masks: bool = False
+    inverse_penalty: float = 0.1
+
+    def fit(self, task: Task, examples: Examples, seed: int) -> None:
+        self.scaler = StandardScaler().fit(examples.embeddings[self.view])
+        targets = examples.targets(task.classes)
+        self.model = LogisticRegression(C=self.inverse_penalty, max_iter=2000)
+        self.model.fit(self.scaler.transform(examples.embeddings[self.view]), targets)
+        self.count = len(task.classes)
+
+    def logits(self, examples: Examples) -> np.ndarray:
+        known = self.model.predict_log_proba(self.scaler.transform(examples.embeddings[self.view]))
+        out = np.full((len(examples), self.count), -30.0)  # a class that no label named
+        out[:, self.model.classes_] = known
+        return out
+
+
+@dataclass
+class TextInformedProbe:
+    """LP++ (arXiv 2404.02285): class weights ``w + alpha * text``, by block coordinate descent.
+
+    The steps are those of its Lipschitz constants, the start its data-driven one: prototypes for ``w``, their mean
+    agreement with the text for ``alpha``.
+    """
+
+    view: str = "whole"
+    masks: bool = False
+    steps: int = 300
+    prior: float = 250.0
+
+    def fit(self, task: Task, examples: Examples, seed: int) -> None:
+        x = torch.from_numpy(examples.embeddings[self.view].astype(np.float64))
+        y = torch.from_numpy(examples.targets(task.classes))
+        text = torch.from_numpy(task.text().astype(np.float64))
+        one_hot = F.one_hot(y, len(task.classes)).double()
+        shots = one_hot.sum(0).clamp(min=1)
+        agreement = x @ text.T
+        w = one_hot.T @ x / shots[:, None]
+        alpha = self.prior / shots.mean() * (one_hot * agreement).sum(0) / shots
+        step_w = 4 * len(x) / float(torch.linalg.eigvalsh(x.T @ x)[-1])
+        step_alpha = 4 * len(x) / float(agreement.square().sum(0).max())
+        for _ in range(self.steps):
+            for part in ("w", "alpha"):
+                error = ((x @ w.T + alpha * agreement).softmax(1) - one_hot) / len(x)
+                if part == "w":
+                    w = w - step_w * error.T @ x
+                else:
+                    alpha = alpha - step_alpha * (error * agreement).sum(0)
+        self.weight = (w + alpha[:, None] * text).numpy()
+
+    def logits(self, examples: Examples) -> np.ndarray:
+        return examples.embeddings[self.view] @ self.weight.T
+
+
+@dataclass
+class CacheModel:
+    """Tip-Adapter-F (arXiv 2207.09519): CLIP's logits plus those of the nearest labelled images, whose keys learn."""
+
+    view: str = "whole"
+    masks: bool = False
+    share: float = 1.0  # the paper's alpha
+    sharpness: float = 5.5  # the paper's beta
+    epochs: int = 20
+    learning_rate: float = 1e-3
+
+    def fit(self, task: Task, examples: Examples, seed: int) -> None:
+        torch.manual_seed(seed)
+        x = torch.from_numpy(examples.embeddings[self.view].astype(np.float32))
+        y = torch.from_numpy(examples.targets(task.classes))
+        self.text, self.scale = torch.from_numpy(task.text()), task.scale
+        self.values = F.one_hot(y, len(task.classes)).float()
+        self.keys = x.clone().requires_grad_()
+        optimizer = torch.optim.AdamW([self.keys], lr=self.learning_rate, eps=1e-4)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.epochs)
+        for _ in range(self.epochs):
+            for rows in torch.randperm(len(x)).split(256):
+                optimizer.zero_grad()
+                F.cross_entropy(self._logits(x[rows]), y[rows]).backward()
+                optimizer.step()
+            schedule.step()
+
+    def _logits(self, x: torch.Tensor) -> torch.Tensor:
+        near = torch.exp(-self.sharpness * (1 - x @ self.keys.T))
+        return self.scale * x @ self.text.T + self.share * near @ self.values
+
+    @torch.no_grad()
+    def logits(self, examples: Examples) -> np.ndarray:
+        return self._logits(torch.from_numpy(examples.embeddings[self.view].astype(np.float32))).numpy()
+
+
+@dataclass
+class PromptTuning:
+    """The project's own model and loss, with any of its learned parts, on any view of the image."""
+
+    focus: str = "none"
+    visual_prompts: int = 4
+    text_context: int = 4
+    view: str = "whole"
+    region: str = "masked"
+    masks: bool = False
+    template: str = TEMPLATES[0]
+    epochs: int = 40
+    batch_size: int = 32
+    learning_rate: float = 5e-3
+    contrastive_weight: float = 0.5
+    model: PromptedCLIP | None = field(default=None, init=False)
+
+    def fit(self, task: Task, examples: Examples, seed: int) -> None:
+        torch.manual_seed(seed)
+        settings = PromptSettings(
+            classes=task.classes,
+            template=self.template,
+            cut=task.cut,
+            focus=self.focus,
+            visual_prompts=self.visual_prompts,
+            text_context=self.text_context,
+            class_context=False,
+        )
+        model = PromptedCLIP(task.clip, task.tokenizer, settings)
+        optimizer = torch.optim.AdamW(model.learned.parameters(), lr=self.learning_rate, weight_decay=1e-3)
+        target = torch.from_numpy(examples.targets(task.classes))
+        for epoch in range(self.epochs):
+            for group in optimizer.param_groups:
+                group["lr"] = self.learning_rate * 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
+            for rows in torch.randperm(len(target)).split(self.batch_size):
+                image, text = model(*self._inputs(examples, rows.numpy()))
+                loss = prompt_loss(model.logits(image, text), target[rows], self.contrastive_weight)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        self.model = model
+
+    @torch.inference_mode()
+    def logits(self, examples: Examples) -> np.ndarray:
+        model = self.model
+        assert model is not None
+        text = model.text_embedding()
+        parts = np.array_split(np.arange(len(examples)), max(1, len(examples) // 64))
+        images = [model.image_embedding(*self._inputs(examples, rows)) for rows in parts]
+        return model.logits(torch.cat(images), text).numpy()
+
+    def _inputs(self, examples: Examples, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        def tensor(column: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(np.ascontiguousarray(column[rows]))
+
+        uses_region = self.focus in ("masked_image", "both")
+        region = tensor(examples.tokens[self.region]) if uses_region else None
+        return tensor(examples.tokens[self.view]), tensor(examples.focus), region
+
+
+def all_methods() -> dict[str, Method]:
+    """Every method of the table, unfitted, by its name; none is fitted twice."""
+    return {
+        "zero-shot, several templates": ZeroShot(),
+        "linear probe": LinearProbe(),
+        "text-informed probe (LP++)": TextInformedProbe(),
+        "cache model (Tip-Adapter-F)": CacheModel(),
+        "text context only (CoOp)": PromptTuning(visual_prompts=0),
+        "visual prompts only": PromptTuning(text_context=0),
+        "focus: none": PromptTuning(),
+        "regions laid over in colour": PromptTuning(view="overlay", masks=True),
+        "linear probe on the crop": LinearProbe(view="crop", masks=True),
+        "crop beside the image": PromptTuning(focus="masked_image", region="crop", masks=True),
+        "focus: masked_image": PromptTuning(focus="masked_image", masks=True),
+        "focus: attention": PromptTuning(focus="attention", masks=True),
+        "focus: both": PromptTuning(focus="both", masks=True),
+    }

@@ -1,0 +1,185 @@
+"""From images to examples, by the project's own commands: pack, embed, and what they wrote."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import run as execute
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from benchmarks.fewshot.examples import Examples
+from pipeline import checkpoints, embed, pack
+from pipeline.config import Config
+from stages.decode import Decode
+from stages.embed import Embed
+from stages.masks import cover, decode_mask, encode_mask
+from stages.tower import ImageTower
+from stages.weights import load_clip, load_tokenizer
+
+# Of neither training, demo nor the starter's own benchmark.
+SEED = 3_000_000
+TRAINING, TEST = 600, 400
+# How strongly a region's colour is laid over the image, and how much of its side a crop shows around a region.
+_OPACITY, _MARGIN = 0.35, 0.15
+_COLOUR = (255, 0, 0)
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set, embedded: examples to draw labels from and to test on; and, where it is known, with true masks."""
+
+    name: str
+    training: Examples
+    test: Examples
+    training_true: Examples | None
+    test_true: Examples | None
+    mask_seconds: float
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """The frozen CLIP of a configuration."""
+
+    clip: Any
+    tokenizer: Any
+    tower: ImageTower
+
+    @classmethod
+    def of(cls, config: Config) -> "Backbone":
+        source = checkpoints.resolve_clip(config.clip, config.storage)
+        clip = load_clip(source.model, source.checkpoint, source.preprocess, seed=config.seed)
+        return cls(clip, load_tokenizer(source.model), ImageTower(clip, config.clip.cut).eval())
+
+
+def prepare(data: str, config: Config, backbone: Backbone, folder: Path) -> Data:
+    """Make the examples of ``phantoms-hard``, ``phantoms-easy``, or a folder with ``train/`` and ``test/``."""
+    preset = data.removeprefix("phantoms-")
+    parts: dict[str, Examples] = {}
+    true_parts: dict[str, Examples] = {}
+    seconds = 0.0
+    for part, start, count in (("train", 0, TRAINING), ("test", TRAINING, TEST)):
+        if preset != data:
+            images = folder / part
+            draw = ["--start", str(start), "--count", str(count), "--preset", preset, "--seed", str(SEED)]
+            execute([sys.executable, "-m", "starter.phantoms", str(images), *draw], check=True)
+            source, labels, masks = images / "images", str(images / "labels.csv"), images / "masks"
+        else:
+            source, labels, masks = Path(data) / part, None, None
+        pack.run(config, str(source), str(folder / f"{part}-shards"), labels)
+        made = embed.run(config, str(folder / f"{part}-shards"), str(folder / f"{part}-features"))
+        seconds += made["seconds"]
+        parts[part] = _examples(folder / f"{part}-features", source, backbone, None)
+        if masks is not None:
+            true_parts[part] = _examples(folder / f"{part}-features", source, backbone, masks)
+    return Data(data, parts["train"], parts["test"], true_parts.get("train"), true_parts.get("test"), seconds)
+
+
+def _examples(features: Path, source: Path, backbone: Backbone, true_masks: Path | None) -> Examples:
+    """The rows of a feature prefix with every view of them; with the true masks, if given, in place of SAM2's."""
+    files = sorted((features / "features").glob("*.parquet"))
+    table = pq.ParquetDataset(files).read()
+    names = table["image_id"].to_pylist()
+    if true_masks is None:
+        found = [decode_mask(mask["counts"], *mask["size"]) for mask in table["mask"].to_pylist()]
+    else:
+        found = [np.asarray(Image.open(true_masks / name)) > 0 for name in names]
+    pixels = _decode([source / name for name in names])
+    masks = np.stack([cover(mask, *pixels.shape[1:3]) > 0.5 for mask in found])
+    tokens, focus = _embed(pixels, masks, backbone.tower)
+    tokens["overlay"] = _lower(lay_over(pixels, masks), backbone.tower)
+    tokens["crop"] = _lower(crop(pixels, masks), backbone.tower)
+    if true_masks is None:  # what embed itself wrote is what is compared
+        tokens["whole"] = _tensors(table, "tokens")
+        tokens["masked"] = _tensors(table, "region_tokens")
+        focus = _tensors(table, "focus")
+    patients = [
+        patient or f"image {name}" for patient, name in zip(table["patient_id"].to_pylist(), names, strict=True)
+    ]
+    return Examples(
+        image_id=np.array(names, object),
+        label=np.array(table["label"].to_pylist(), object),
+        patient=np.array(patients, object),
+        focus=focus,
+        tokens=tokens,
+        embeddings={view: _upper(values, backbone.tower) for view, values in tokens.items()},
+    )
+
+
+def _tensors(table: Any, column: str) -> np.ndarray:
+    return table[column].combine_chunks().to_numpy_ndarray()
+
+
+def _decode(paths: Sequence[Path]) -> np.ndarray:
+    """Pixels uint8 [N, 256, 256, 3] as the pipeline decodes them."""
+    media = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
+    batch = {
+        "image_id": np.array([path.name for path in paths], object),
+        "image": np.array([path.read_bytes() for path in paths], object),
+        "media_type": np.array([media[path.suffix.lower()] for path in paths], object),
+    }
+    out = Decode(size=256, max_pixels=10**8)(batch)
+    assert not any(out["error"])  # embed has kept them
+    return np.broadcast_to(out["pixels"], (*out["pixels"].shape[:3], 3))
+
+
+def _embed(pixels: np.ndarray, masks: np.ndarray, tower: ImageTower) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Whole and masked tokens and focus, by the project's own stage."""
+    count, side = len(pixels), pixels.shape[1]
+    batch = {
+        "image_id": np.array([str(index) for index in range(count)], object),
+        "pixels": pixels,
+        "mask_counts": np.array([encode_mask(mask) for mask in masks], object),
+        "height": np.full(count, side),
+        "width": np.full(count, side),
+        **{name: np.full(count, "", object) for name in ("stage", "error", "message")},
+    }
+    out = Embed(tower, region=True, batch_size=32)(batch)
+    return {"whole": out["tokens"], "masked": out["region_tokens"]}, out["focus"]
+
+
+def lay_over(pixels: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Images uint8 [N, S, S, 3] with the regions of masks bool [N, S, S] tinted, as MedFocusCLIP shows them to CLIP."""
+    tint = np.array(_COLOUR, np.float32)
+    laid = np.where(masks[..., None], (1 - _OPACITY) * pixels + _OPACITY * tint, pixels)
+    return laid.round().astype(np.uint8)
+
+
+def crop(pixels: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """The square about each mask with a margin, uint8 [N, S, S, 3]; all of the image where the mask is empty."""
+    out = np.empty_like(pixels)
+    size = pixels.shape[1]
+    for index, mask in enumerate(masks):
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        box = (0.0, 0.0, float(size), float(size))
+        if len(rows):
+            side = min(size, (1 + 2 * _MARGIN) * max(rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1))
+            middle = (columns[0] + columns[-1] + 1) / 2, (rows[0] + rows[-1] + 1) / 2
+            left, top = (float(np.clip(at - side / 2, 0, size - side)) for at in middle)
+            box = (left, top, left + side, top + side)
+        image = Image.fromarray(pixels[index]).resize((size, size), Image.Resampling.BICUBIC, box)
+        out[index] = np.asarray(image)
+    return out
+
+
+@torch.inference_mode()
+def _lower(pixels: np.ndarray, tower: ImageTower) -> np.ndarray:
+    parts = [tower.lower(tower.normalise(part)).half() for part in torch.from_numpy(pixels).split(64)]
+    return torch.cat(parts).numpy()
+
+
+@torch.inference_mode()
+def _upper(tokens: np.ndarray, tower: ImageTower) -> np.ndarray:
+    parts = [F.normalize(tower.upper(part.float()), dim=-1) for part in torch.from_numpy(tokens).split(64)]
+    return torch.cat(parts).numpy()
+
+
+def write_labels(path: Path, drawn: dict[str, dict[str, list[str]]]) -> None:
+    """Keep which images' labels each budget and seed gave, as JSON."""
+    path.write_text(json.dumps(drawn, indent=1) + "\n")
