@@ -30,7 +30,7 @@ class SegmentActor:
         torch.set_num_threads(share.threads)
         source = checkpoints.resolve_sam2(config.segment, config.storage)
         options = config.segment.model_dump(exclude={"model", "weights", "sha256"})
-        self.stage = Segment(load_sam2(source.model, source.checkpoint, device=device, seed=config.seed), **options)
+        self.stage = Segment(load_sam2(source.model, source.checkpoint, device=device), **options)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return self.stage(batch)
@@ -48,7 +48,7 @@ class EmbedActor:
 
         torch.set_num_threads(share.threads)
         source = checkpoints.resolve_clip(config.clip, config.storage)
-        clip = load_clip(source.model, source.checkpoint, source.preprocess, device=device, seed=config.seed)
+        clip = load_clip(source.model, source.checkpoint, source.preprocess, device=device)
         region = config.model.focus in ("masked_image", "both")
         self.embed = Embed(ImageTower(clip, config.clip.cut), region=region, batch_size=config.clip.batch_size)
         self.classify = None

@@ -8,7 +8,6 @@ import json
 import shutil
 import uuid
 from dataclasses import dataclass
-from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -29,22 +28,23 @@ class Source:
 
     Args:
         model: architecture, a name of its package or a folder.
-        checkpoint: weights file; None: random weights.
+        checkpoint: weights file.
         preprocess: ``mean`` and ``std`` that CLIP weights were trained with, where they are not the architecture's.
     """
 
     model: str | Path
-    checkpoint: Path | None
+    checkpoint: Path
     preprocess: dict[str, Any] | None = None
 
     def identity(self) -> str:
         """What tells this model from any other: its architecture and the SHA-256 of its weights."""
-        weights = file_sha256(self.checkpoint) if self.checkpoint else f"random, torch {version('torch')}"
         folder = Path(self.model)
         described = (
             [path.read_text() for path in sorted(folder.glob("*.json"))] if folder.is_dir() else [str(self.model)]
         )
-        return hashlib.sha256(json.dumps([described, weights, self.preprocess]).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps([described, file_sha256(self.checkpoint), self.preprocess]).encode()
+        ).hexdigest()
 
 
 def resolve_sam2(section: SegmentSection, storage: StorageSection) -> Source:
@@ -53,18 +53,14 @@ def resolve_sam2(section: SegmentSection, storage: StorageSection) -> Source:
     Raises:
         UsageError: there are no such weights, or their SHA-256 is not the configured one.
     """
-    if section.model == STARTER:
-        model: str | Path = _starter_folder("sam2")
-        own = _existing(Path(model) / "model.safetensors")
-    else:
-        model, own = section.model, None
+    model: str | Path = _starter_folder("sam2") if section.model == STARTER else section.model
     if section.weights is not None:
         checkpoint: Path | None = _fetch(section.weights, storage)
     elif (name := sam2_hub_file(section.model)) is not None:
         checkpoint = _from_hub(section.model, name)
     else:
-        checkpoint = own or _existing(Path(section.model) / "model.safetensors")
-    return _checked(Source(model, checkpoint), section.sha256)
+        checkpoint = _existing(Path(model) / "model.safetensors")
+    return _checked(model, checkpoint, section.sha256)
 
 
 def resolve_clip(section: ClipSection, storage: StorageSection) -> Source:
@@ -79,35 +75,31 @@ def resolve_clip(section: ClipSection, storage: StorageSection) -> Source:
     elif section.model.startswith("hf-hub:"):
         model = _clip_from_hub(section.model.removeprefix("hf-hub:"))
     if section.weights is not None and (tagged := _from_tag(section.model, section.weights)) is not None:
-        return _checked(tagged, section.sha256)
+        return _checked(tagged.model, tagged.checkpoint, section.sha256, tagged.preprocess)
     if section.weights is None:
         names = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
         found = [path for name in names if (path := _existing(Path(model) / name))]
         checkpoint = found[0] if found else None
     else:
         checkpoint = _fetch(section.weights, storage)
-    return _checked(Source(model, checkpoint), section.sha256)
+    return _checked(model, checkpoint, section.sha256)
 
 
-def _checked(source: Source, sha256: str | None) -> Source:
-    if source.checkpoint is None and not _is_starter(source.model):
-        raise UsageError(
-            f"{source.model}: no weights are configured; set weights to a path, an s3:// URI or a hub name"
-        )
-    if sha256 is not None and source.checkpoint is not None:
+def _checked(
+    model: str | Path, checkpoint: Path | None, sha256: str | None, preprocess: dict[str, Any] | None = None
+) -> Source:
+    if checkpoint is None:
+        raise UsageError(f"{model}: no weights are configured; set weights to a path, an s3:// URI or a hub name")
+    if sha256 is not None:
         try:
-            check_sha256(source.checkpoint, sha256)
+            check_sha256(checkpoint, sha256)
         except WeightsError as error:
             raise UsageError(str(error)) from error
-    return source
+    return Source(model, checkpoint, preprocess)
 
 
 def _starter_folder(name: str) -> Path:
     return Path(str(files(STARTER) / name))
-
-
-def _is_starter(model: str | Path) -> bool:
-    return Path(model).is_dir() and Path(model).parent == _starter_folder("")
 
 
 def _existing(path: Path) -> Path | None:

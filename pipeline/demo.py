@@ -14,7 +14,7 @@ import pyarrow.dataset as pads
 from PIL import Image
 
 from cluster.connect import connected
-from pipeline import charts, checkpoints, embed, evaluate, pack, score, tracking, train
+from pipeline import charts, embed, evaluate, pack, score, tracking, train
 from pipeline.commit import PREDICTIONS
 from pipeline.config import Config
 from pipeline.errors import MedFocusError
@@ -24,7 +24,6 @@ from stages.masks import decode_mask
 
 # Phantoms of one set: the first are the labelled few, the others the archive.
 _LABELLED, _ARCHIVE = 240, 160
-_UNTRAINED = "The starter SAM2 and CLIP are UNTRAINED (random weights): the run is real, its metrics say nothing."
 # A laptop's worth of work; everything else is at its default.
 _SETTINGS = {"pack": {"rows_per_shard": 40}, "segment": {"points_per_side": 3}, "train": {"epochs": 10}}
 
@@ -69,7 +68,6 @@ def run(config: Config, work: str | None = None) -> dict[str, Any]:
         "macro_auroc": judged["macro_auroc"],
         "scored": scored["scored"],
         "quarantined": scored["quarantined"],
-        "starter_trained": _starter_trained(config),
     }
 
 
@@ -111,14 +109,6 @@ def _draw_results(folder: Path) -> Path:
     return path
 
 
-def _starter_trained(config: Config) -> bool:
-    sources = (
-        checkpoints.resolve_sam2(config.segment, config.storage),
-        checkpoints.resolve_clip(config.clip, config.storage),
-    )
-    return all(source.checkpoint is not None for source in sources)
-
-
 def _print(
     rows: list[tuple[str, int, float]],
     metrics: dict[str, Any],
@@ -130,8 +120,6 @@ def _print(
     lines = ["", f"{'stage':<10} {'images':>7} {'seconds':>8} {'images/s':>9}"]
     lines += [f"{stage:<10} {images:>7} {seconds:>8.1f} {images / seconds:>9.1f}" for stage, images, seconds in rows]
     lines += ["", *as_lines(f"{scored['scored']} images scored by {model}, value and 95 % interval:", metrics), ""]
-    if not _starter_trained(config):
-        lines += [_UNTRAINED, ""]
     lines += [
         "Phantoms are drawings; nothing here is for clinical use.",
         f"See the masks: {picture}",

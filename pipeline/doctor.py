@@ -131,8 +131,6 @@ def _weights(resolve: str, section: SegmentSection | ClipSection, config: Config
     from stages.weights import file_sha256
 
     source = getattr(checkpoints, resolve)(section, config.storage)
-    if source.checkpoint is None:
-        return f"{Path(source.model).name}: no weights, runs UNTRAINED with random ones"
     return f"{source.checkpoint.name}, sha256 {file_sha256(source.checkpoint)}"
 
 

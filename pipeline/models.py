@@ -42,7 +42,6 @@ class Foundation:
     sam2_identity: str
     clip_identity: str
     region: bool
-    seed: int
 
     @classmethod
     def of(cls, config: Config) -> "Foundation":
@@ -54,7 +53,6 @@ class Foundation:
             sam2_identity=sam2.identity(),
             clip_identity=clip.identity(),
             region=config.model.focus in ("masked_image", "both"),
-            seed=config.seed,
         )
 
     @property
@@ -72,7 +70,6 @@ class Foundation:
             update={
                 "segment": _merge(config.segment, self.segment, "segment"),
                 "clip": _merge(config.clip, self.clip, "clip"),
-                "seed": self.seed,
             }
         )
         for name, source, identity in (

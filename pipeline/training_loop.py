@@ -154,7 +154,7 @@ def _round(
 def _build(tuning: Tuning) -> PromptedCLIP | DistributedDataParallel:
     config = tuning.config
     source = checkpoints.resolve_clip(config.clip, config.storage)
-    clip = load_clip(source.model, source.checkpoint, source.preprocess, seed=config.seed)
+    clip = load_clip(source.model, source.checkpoint, source.preprocess)
     torch.manual_seed(config.seed)  # the same first prompts on every worker
     return prepare_model(PromptedCLIP(clip, load_tokenizer(source.model), tuning.settings))
 

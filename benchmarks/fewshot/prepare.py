@@ -54,7 +54,7 @@ class Backbone:
     @classmethod
     def of(cls, config: Config) -> "Backbone":
         source = checkpoints.resolve_clip(config.clip, config.storage)
-        clip = load_clip(source.model, source.checkpoint, source.preprocess, seed=config.seed)
+        clip = load_clip(source.model, source.checkpoint, source.preprocess)
         return cls(clip, load_tokenizer(source.model), ImageTower(clip, config.clip.cut).eval())
 
 

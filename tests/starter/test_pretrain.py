@@ -81,7 +81,6 @@ def test_what_ships_is_small_and_loads() -> None:
         checkpoints.resolve_sam2(config.segment, config.storage),
         checkpoints.resolve_clip(config.clip, config.storage),
     ]
-    files = [source.checkpoint for source in sources if source.checkpoint]
-    assert sum(file.stat().st_size for file in files) < 30 * 10**6
+    assert sum(source.checkpoint.stat().st_size for source in sources) < 30 * 10**6
     load_sam2(sources[0].model, sources[0].checkpoint)
     load_clip(sources[1].model, sources[1].checkpoint)
