@@ -57,15 +57,15 @@ class SegmentSection(Section):
         None, description="local path, s3:// URI or hub name; empty means the weights that belong to the model"
     )
     sha256: str | None = Field(None, pattern="^[0-9a-fA-F]{64}$", description="expected SHA-256 of the weights file")
-    points_per_side: int = Field(6, ge=1, le=64, description="points of the prompt grid along each side")
-    regions: int = Field(3, ge=1, le=16, description="best candidate masks whose union is the focus mask")
+    points_per_side: int = Field(12, ge=1, le=64, description="points of the prompt grid along each side")
+    regions: int = Field(16, ge=1, le=64, description="best candidate masks whose union is the focus mask")
     min_area: float = Field(0.0005, ge=0, lt=1, description="smallest share of the image a region may cover")
     max_area: float = Field(0.5, gt=0, le=1, description="largest share of the image a region may cover")
-    prior_area: float = Field(0.02, gt=0, lt=1, description="share of the image that a region most likely covers")
-    prior_spread: float = Field(1.5, gt=0, description="width of the area prior, in natural logarithms of the share")
-    min_stability: float = Field(0.5, ge=0, le=1, description="candidates less stable than this are dropped")
+    prior_area: float = Field(0.01, gt=0, lt=1, description="share of the image that a region most likely covers")
+    prior_spread: float = Field(1.0, gt=0, description="width of the area prior, in natural logarithms of the share")
+    min_stability: float = Field(0.3, ge=0, le=1, description="candidates less stable than this are dropped")
     max_overlap: float = Field(
-        0.7, gt=0, le=1, description="a candidate that overlaps a better one by more IoU is dropped"
+        0.5, gt=0, le=1, description="a candidate that overlaps a better one by more IoU is dropped"
     )
     batch_size: int = Field(8, ge=1, description="images in one pass of the encoder")
     prompts_per_pass: int = Field(256, ge=1, description="points times images in one pass of the mask decoder")
