@@ -39,6 +39,8 @@ def values_of(field: FieldInfo) -> st.SearchStrategy:
         return st.text("0123456789abcdefABCDEF", min_size=64, max_size=64) if "64" in pattern else st.just("a {} b")
     if isinstance(kind, str):
         return st.sampled_from(get_args(field.annotation))
+    if kind is bool:
+        return st.booleans()
     if kind is int:
         return st.integers(bounds.get("ge", -(10**6)), bounds.get("le", 10**6))
     if kind is float:
