@@ -161,16 +161,16 @@ def zero_shot(
     clip: Any,
     tokenizer: Any,
     phantoms: Sequence[Phantom],
-    sentences: Mapping[str, str],
+    sentences: Mapping[str, Sequence[str]],
     truth: Callable[[Phantom], str],
 ) -> float:
-    """Accuracy of the name whose sentence fits best."""
+    """Accuracy of the name whose sentences, embedded and averaged (arXiv 2103.00020, section 3.1.4), fit best."""
     tower = ImageTower(clip, 1)
     pixels = torch.from_numpy(np.stack([phantom.image for phantom in phantoms])[..., None])
-    image = clip.encode_image(tower.normalise(pixels), normalize=True)
-    text = clip.encode_text(tokenizer(list(sentences.values())), normalize=True)
+    parts = [clip.encode_image(tower.normalise(part), normalize=True) for part in pixels.split(64)]
+    text = [clip.encode_text(tokenizer(list(forms)), normalize=True).mean(0) for forms in sentences.values()]
     names = list(sentences)
-    best = (image @ text.T).argmax(1).tolist()
+    best = (torch.cat(parts) @ torch.nn.functional.normalize(torch.stack(text), dim=-1).T).argmax(1).tolist()
     return float(np.mean([names[index] == truth(phantom) for index, phantom in zip(best, phantoms, strict=True)]))
 
 
@@ -205,9 +205,12 @@ def measure() -> list[Row]:
     source = checkpoints.resolve_clip(config.clip, config.storage)
     clip, tokenizer = load_clip(source.model, source.checkpoint), load_tokenizer(source.model)
     everything = [*phantoms["easy"], *phantoms["hard"]]
-    machines = {name: f"a {MODALITY_WORDS[name][0]}" for name in MODALITIES}
-    organs = {name: f"a picture of the {name}" for name in ORGANS}
-    kinds = {name: f"a picture showing a {name}" for name in CLASSES}
+    words = [word for name in MODALITIES for word in MODALITY_WORDS[name]]
+    machines = {
+        name: [f"a {word} of the {organ}" for word in MODALITY_WORDS[name] for organ in ORGANS] for name in MODALITIES
+    }
+    organs = {organ: [f"a {word} of the {organ}" for word in words] for organ in ORGANS}
+    kinds = {name: [f"a picture showing a {name}"] for name in CLASSES}
     hard = zero_shot(clip, tokenizer, phantoms["hard"], kinds, _label)
     return [
         *rows,
