@@ -131,7 +131,10 @@ def generator_masks(model: Any, phantoms: Sequence[Phantom]) -> tuple[list[np.nd
 
 def register_suppression() -> None:
     """Give torchvision::nms a plain implementation where its compiled one is absent, for the generator alone."""
-    from stages import torchvision_ops
+    from stages import torchvision_ops  # before torchvision
+
+    # isort: split
+    import torchvision.extension
 
     if torchvision_ops.library is None or torch._C._dispatch_has_kernel_for_dispatch_key("torchvision::nms", "CPU"):
         return
@@ -154,6 +157,7 @@ def register_suppression() -> None:
         return torch.tensor(kept, dtype=torch.int64)
 
     torchvision_ops.library.impl("nms", suppress, "CPU")
+    torchvision.extension._has_ops = lambda: True  # it now has the one that is called
 
 
 @torch.inference_mode()
