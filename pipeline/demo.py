@@ -25,7 +25,11 @@ from stages.masks import decode_mask
 # Phantoms of one set: the first are the labelled few, the others the archive.
 _LABELLED, _ARCHIVE = 240, 160
 # A laptop's worth of work; everything else is at its default.
-_SETTINGS = {"pack": {"rows_per_shard": 40}, "train": {"epochs": 10}}
+_SETTINGS = {
+    "pack": {"rows_per_shard": 40},
+    "segment": {"points_per_side": 8, "regions": 8},
+    "train": {"epochs": 10, "folds": 2},
+}
 
 
 def run(config: Config, work: str | None = None) -> dict[str, Any]:
