@@ -5,16 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-VIEWS = ("whole", "masked", "overlay", "crop")
-
 
 @dataclass(frozen=True)
 class Examples:
     """N images.
 
-    ``tokens`` holds, for each view of the image, what leaves CLIP's lower part, float16 [N, L, D]; ``embeddings`` the
-    same views through all of the frozen tower, float32 [N, E], each of length 1; ``focus`` the share of each patch
-    that the focus mask covers, float16 [N, L-1].
+    ``tokens`` holds, for each view of the image (``whole``, ``masked``, ``overlay``, ``crop``), what leaves CLIP's
+    lower part, float16 [N, L, D]; ``embeddings`` the same views through all of the frozen tower, float32 [N, E], each
+    of length 1; ``focus`` the share of each patch that the focus mask covers, float16 [N, L-1].
     """
 
     image_id: np.ndarray

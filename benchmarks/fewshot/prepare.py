@@ -40,7 +40,6 @@ class Data:
     test: Examples
     training_true: Examples | None
     test_true: Examples | None
-    mask_seconds: float
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,6 @@ def prepare(data: str, config: Config, backbone: Backbone, folder: Path) -> Data
     preset = data.removeprefix("phantoms-")
     parts: dict[str, Examples] = {}
     true_parts: dict[str, Examples] = {}
-    seconds = 0.0
     for part, start, count in (("train", 0, TRAINING), ("test", TRAINING, TEST)):
         if preset != data:
             images = folder / part
@@ -73,12 +71,11 @@ def prepare(data: str, config: Config, backbone: Backbone, folder: Path) -> Data
         else:
             source, labels, masks = Path(data) / part, None, None
         pack.run(config, str(source), str(folder / f"{part}-shards"), labels)
-        made = embed.run(config, str(folder / f"{part}-shards"), str(folder / f"{part}-features"))
-        seconds += made["seconds"]
+        embed.run(config, str(folder / f"{part}-shards"), str(folder / f"{part}-features"))
         parts[part] = _examples(folder / f"{part}-features", source, backbone, None)
         if masks is not None:
             true_parts[part] = _examples(folder / f"{part}-features", source, backbone, masks)
-    return Data(data, parts["train"], parts["test"], true_parts.get("train"), true_parts.get("test"), seconds)
+    return Data(data, parts["train"], parts["test"], true_parts.get("train"), true_parts.get("test"))
 
 
 def _examples(features: Path, source: Path, backbone: Backbone, true_masks: Path | None) -> Examples:
