@@ -67,6 +67,10 @@ class SegmentSection(Section):
     max_overlap: float = Field(
         0.5, gt=0, le=1, description="a candidate that overlaps a better one by more IoU is dropped"
     )
+    min_relative_score: float = Field(
+        0.1, ge=0, le=1, description="a candidate that scores less than this share of the best one's score is dropped"
+    )
+    margin: float = Field(2.0, ge=0, description="logits by which the focus mask reaches beyond its regions")
     batch_size: int = Field(8, ge=1, description="images in one pass of the encoder")
     prompts_per_pass: int = Field(256, ge=1, description="points times images in one pass of the mask decoder")
 

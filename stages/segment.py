@@ -30,6 +30,10 @@ class ImageFeatures:
     embedding: torch.Tensor  # float [B, D, e, e]
     fine: tuple[torch.Tensor, ...]  # float [B, D/8, 4e, 4e] and [B, D/4, 2e, 2e]
 
+    def take(self, rows: torch.Tensor) -> "ImageFeatures":
+        """The images of the given indices."""
+        return ImageFeatures(self.embedding[rows], tuple(level[rows] for level in self.fine))
+
     def repeat(self, times: int) -> "ImageFeatures":
         """Each image ``times`` times in a row, so that it meets as many prompts."""
         return ImageFeatures(
@@ -58,8 +62,9 @@ class Segment:
 
     Candidates are ranked by predicted IoU x stability x area prior. The prior is log-normal in the share of the
     image a mask covers; masks outside the area bounds (specks, or the whole body) and unstable ones are dropped,
-    as are those that overlap a better one. An image without a candidate left gets the whole image as its mask,
-    with ``mask_score`` 0.
+    as are those that overlap a better one or score far below the best. The focus mask reaches a little beyond the
+    regions, since what is missing of a lesion costs more than what is shown around it. An image without a candidate
+    left gets the whole image as its mask, with ``mask_score`` 0.
 
     The decoder runs over images and points at once: the package's own ``predict_batch`` loops over images.
 
@@ -71,6 +76,8 @@ class Segment:
         prior_area, prior_spread: centre (a share) and width (in natural logarithms) of the area prior.
         min_stability: IoU of the masks at logits +1 and -1, below which a candidate is dropped.
         max_overlap: IoU with a better candidate above which one is dropped.
+        min_relative_score: share of the best candidate's score below which one is dropped.
+        margin: logits below 0 down to which a region's surroundings belong to the focus mask.
         batch_size: images in one pass of the encoder.
         prompts_per_pass: points times images in one pass of the decoder.
     """
@@ -87,6 +94,8 @@ class Segment:
         prior_spread: float,
         min_stability: float,
         max_overlap: float,
+        min_relative_score: float,
+        margin: float,
         batch_size: int,
         prompts_per_pass: int,
     ):
@@ -97,6 +106,7 @@ class Segment:
         self.min_area, self.max_area = min_area, max_area
         self.prior_area, self.prior_spread = prior_area, prior_spread
         self.min_stability, self.max_overlap = min_stability, max_overlap
+        self.min_relative_score, self.margin = min_relative_score, margin
         self.batch_size, self.prompts_per_pass = batch_size, prompts_per_pass
         self.points = point_grid(points_per_side, self.size).to(self.device)
 
@@ -190,10 +200,11 @@ class Segment:
         area = masks.sum(2)
         overlap = shared / (area[:, :, None] + area[:, None, :] - shared).clamp(min=1)
         chosen = torch.zeros_like(candidates.score, dtype=torch.bool)
+        good = (candidates.score > 0) & (candidates.score >= self.min_relative_score * candidates.score[:, :1])
         for index in range(chosen.shape[1]):
             covered = ((overlap[:, index] > self.max_overlap) & chosen).any(1)
             room = chosen.sum(1) < self.regions
-            chosen[:, index] = (candidates.score[:, index] > 0) & ~covered & room
+            chosen[:, index] = good[:, index] & ~covered & room
         return chosen
 
     def _union(self, candidates: Candidates, size: tuple[int, int]) -> np.ndarray:
@@ -201,7 +212,7 @@ class Segment:
         if not candidates.score.numel():
             return np.ones(size, bool)
         full = F.interpolate(candidates.logits, size, mode="bilinear", align_corners=False)
-        mask = (full > 0).any(1)[0].cpu().numpy()
+        mask = (full > -self.margin).any(1)[0].cpu().numpy()
         return mask if mask.any() else np.ones(size, bool)
 
 

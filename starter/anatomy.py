@@ -1,32 +1,34 @@
 """Anatomy of the phantoms: for each organ, outlines that stand for its parts, and where a lesion may sit.
 
 A part is drawn with a brightness for each modality (0 black to 1 white): what is dense is bright on a radiograph
-and on CT; on MRI fat and marrow are bright, air and cortical bone dark.
+and on CT; on MRI fat and marrow are bright, air and cortical bone dark, and water is dark where T1 weighs the image and
+bright where T2 does.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from starter.canvas import Canvas
+from starter.canvas import Canvas, smooth_field
 
 MODALITIES = ("radiograph", "CT", "MRI")
-# Brightness on radiograph, CT and MRI.
-_TISSUE: dict[str, tuple[float, float, float]] = {
-    "background": (0.04, 0.02, 0.02),
-    "soft tissue": (0.42, 0.45, 0.42),
-    "fat": (0.30, 0.28, 0.78),
-    "lung": (0.20, 0.12, 0.10),
-    "heart": (0.62, 0.55, 0.50),
-    "bone": (0.78, 0.90, 0.20),
-    "marrow": (0.66, 0.70, 0.72),
-    "liver": (0.50, 0.56, 0.50),
-    "kidney": (0.54, 0.62, 0.58),
-    "gas": (0.15, 0.05, 0.05),
-    "brain": (0.46, 0.48, 0.55),
-    "ventricle": (0.36, 0.30, 0.18),
-    "white matter": (0.44, 0.44, 0.66),
+# Brightness on radiograph, CT, T1-weighted MRI and T2-weighted MRI.
+_TISSUE: dict[str, tuple[float, float, float, float]] = {
+    "background": (0.04, 0.02, 0.02, 0.02),
+    "soft tissue": (0.42, 0.45, 0.42, 0.30),
+    "fat": (0.30, 0.28, 0.78, 0.62),
+    "lung": (0.20, 0.12, 0.10, 0.08),
+    "heart": (0.62, 0.55, 0.50, 0.36),
+    "bone": (0.78, 0.90, 0.20, 0.14),
+    "marrow": (0.66, 0.70, 0.72, 0.50),
+    "liver": (0.50, 0.56, 0.50, 0.32),
+    "kidney": (0.54, 0.62, 0.58, 0.60),
+    "gas": (0.15, 0.05, 0.05, 0.04),
+    "brain": (0.46, 0.48, 0.50, 0.50),
+    "ventricle": (0.36, 0.30, 0.18, 0.85),
+    "white matter": (0.44, 0.44, 0.60, 0.36),
 }
+_T2_SHARE = 0.35
 
 # Every part that an organ may be drawn with.
 PARTS = (
@@ -41,6 +43,7 @@ PARTS = (
     "lung",
     "muscle",
     "scalp",
+    "sinus",
     "skull",
     "spine",
     "stomach",
@@ -65,6 +68,8 @@ class _Sketch:
         self.random = random
         self.canvas = Canvas.bent(random, size)
         self.column = MODALITIES.index(modality)
+        if modality == "MRI" and random.uniform() < _T2_SHARE:
+            self.column += 1
         self.picture = np.full((size, size), self.brightness("background"), np.float32)
         self.parts: dict[str, np.ndarray] = {}
 
@@ -129,7 +134,17 @@ def draw_abdomen(random: np.random.Generator, size: int, modality: str) -> Anato
 
 
 def draw_brain(random: np.random.Generator, size: int, modality: str) -> Anatomy:
+    """A brain cut across, from ear to ear or from front to back."""
     sketch = _Sketch(random, size, modality)
+    plane = (_axial_brain, _coronal_brain, _sagittal_brain)[int(random.choice(3, p=(0.5, 0.25, 0.25)))]
+    plane(sketch)
+    folds = np.clip(smooth_field(random, size, 30) - np.float32(0.3), 0, 1) * np.float32(random.uniform(0.05, 0.4))
+    sketch.picture *= 1 - folds * sketch.parts["brain"]
+    sketch.parts["brain"] &= ~sketch.parts["ventricle"]
+    return sketch.finish("brain")
+
+
+def _axial_brain(sketch: _Sketch) -> None:
     sketch.part("scalp", "fat", 0.5, 0.5, 0.375, 0.45, vary=0.04)
     sketch.part("skull", "bone", 0.5, 0.5, 0.355, 0.43, vary=0.02)
     sketch.part("brain", "brain", 0.5, 0.5, 0.32, 0.39, vary=0.02)
@@ -137,10 +152,41 @@ def draw_brain(random: np.random.Generator, size: int, modality: str) -> Anatomy
         sketch.part("white matter", "white matter", x, 0.5, 0.11, 0.24, lean)
     for x, lean in ((0.455, 0.25), (0.545, -0.25)):
         sketch.part("ventricle", "ventricle", x, 0.46, 0.025, 0.10, lean, vary=0.2)
+    _fissure(sketch)
+
+
+def _coronal_brain(sketch: _Sketch) -> None:
+    sketch.part("muscle", "soft tissue", 0.5, 0.85, 0.23, 0.28)
+    sketch.part("scalp", "fat", 0.5, 0.44, 0.35, 0.385, vary=0.04)
+    sketch.part("skull", "bone", 0.5, 0.44, 0.33, 0.365, vary=0.02)
+    sketch.part("brain", "brain", 0.5, 0.43, 0.295, 0.325, vary=0.02)
+    for x, lean in ((0.39, 0.5), (0.61, -0.5)):
+        sketch.part("white matter", "white matter", x, 0.43, 0.09, 0.19, lean)
+    for x, lean in ((0.465, -0.5), (0.535, 0.5)):
+        sketch.part("ventricle", "ventricle", x, 0.37, 0.022, 0.06, lean, vary=0.2)
+    for x in (0.43, 0.57):
+        sketch.part("sinus", "gas", x, 0.86, 0.045, 0.06, vary=0.3)
+    _fissure(sketch)
+
+
+def _sagittal_brain(sketch: _Sketch) -> None:
+    front = -1 if sketch.random.uniform() < 0.5 else 1  # to which side the face looks
+    sketch.part("muscle", "soft tissue", 0.5 + 0.24 * front, 0.72, 0.13, 0.26)
+    sketch.part("muscle", "soft tissue", 0.5 - 0.08 * front, 0.90, 0.17, 0.26)
+    sketch.part("scalp", "fat", 0.5, 0.41, 0.43, 0.36, vary=0.04)
+    sketch.part("skull", "bone", 0.5, 0.41, 0.41, 0.34, vary=0.02)
+    sketch.part("brain", "brain", 0.5, 0.40, 0.375, 0.30, vary=0.02)
+    sketch.part("brain", "brain", 0.5 - 0.2 * front, 0.64, 0.12, 0.09)
+    sketch.part("white matter", "white matter", 0.5 - 0.06 * front, 0.68, 0.045, 0.14, -0.3 * front)
+    sketch.part("white matter", "white matter", 0.5, 0.40, 0.19, 0.09)
+    sketch.part("ventricle", "ventricle", 0.5, 0.42, 0.10, 0.03, vary=0.25)
+    sketch.part("sinus", "gas", 0.5 + 0.25 * front, 0.70, 0.05, 0.06, vary=0.3)
+
+
+def _fissure(sketch: _Sketch) -> None:
+    """The dark line between the two halves of a brain."""
     middle = np.abs(sketch.canvas.x - 0.5) < 0.003
     sketch.picture[middle & sketch.parts["brain"]] *= 0.8
-    sketch.parts["brain"] &= ~sketch.parts["ventricle"]
-    return sketch.finish("brain")
 
 
 def draw_knee(random: np.random.Generator, size: int, modality: str) -> Anatomy:

@@ -10,7 +10,8 @@ import numpy as np
 
 
 @lru_cache(maxsize=8)
-def _coordinates(size: int) -> tuple[np.ndarray, np.ndarray]:
+def coordinates(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """x and y of each pixel's centre, [S, S] each; shared, not to be written to."""
     centres = (np.arange(size, dtype=np.float32) + 0.5) / size
     x, y = np.meshgrid(centres, centres)
     return x, y
@@ -35,6 +36,13 @@ def smooth_field(random: np.random.Generator, size: int, cells: int) -> np.ndarr
     return across @ values @ across.T
 
 
+def blurred(image: np.ndarray, cells: int) -> np.ndarray:
+    """The image [S, S] with all detail finer than 1/cells of it taken away."""
+    across = _interpolation(image.shape[0], cells)
+    weights = across / across.sum(0)
+    return across @ (weights.T @ image @ weights) @ across.T
+
+
 @dataclass(frozen=True)
 class Canvas:
     """Coordinates of an image, bent a little so that no outline is a perfect ellipse."""
@@ -45,7 +53,7 @@ class Canvas:
 
     @classmethod
     def bent(cls, random: np.random.Generator, size: int, amount: float = 0.012) -> "Canvas":
-        x, y = _coordinates(size)
+        x, y = coordinates(size)
         return cls(size, x + amount * smooth_field(random, size, 7), y + amount * smooth_field(random, size, 7))
 
     def ellipse(self, x: float, y: float, rx: float, ry: float, angle: float = 0.0) -> "Outline":
@@ -57,7 +65,8 @@ class Canvas:
         if angle:
             cosine, sine = np.float32(np.cos(angle)), np.float32(np.sin(angle))
             dx, dy = dx * cosine + dy * sine, dy * cosine - dx * sine
-        near = 1 - np.sqrt((dx * np.float32(1 / rx)) ** 2 + (dy * np.float32(1 / ry)) ** 2)
+        dx, dy = dx * np.float32(1 / rx), dy * np.float32(1 / ry)
+        near = 1 - np.sqrt(dx * dx + dy * dy)
         return Outline((rows, columns), near, min(rx, ry))
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
+from scipy.spatial import ConvexHull
 
 from starter.canvas import smooth_field
 
@@ -70,9 +71,9 @@ def _spiculated(
 ) -> np.ndarray:
     """A star of spikes around an uneven core."""
     angle = np.arctan2(y, x)
-    spikes, phase = int(random.integers(7, 13)), random.uniform(0, 2 * np.pi)
-    ray = np.abs(np.cos(0.5 * spikes * angle + phase)) ** 3
-    outline = 0.67 + 0.92 * ray * (0.75 + 0.25 * np.cos(angle * 2 + phase))
+    spikes, phase = int(random.integers(6, 11)), random.uniform(0, 2 * np.pi)
+    ray = np.cos(0.5 * spikes * angle + phase) ** 2
+    outline = 0.62 + 0.84 * ray * (0.75 + 0.25 * np.cos(angle * 2 + phase))
     distance = np.sqrt(x * x + y * y) / outline
     texture = 1 + 0.25 * _grain(random, distance.shape, 9)
     patch += _edge(distance, 0.3 * margin) * texture * np.float32(random.uniform(0.20, 0.32))
@@ -80,16 +81,23 @@ def _spiculated(
 
 
 def _cluster(random: np.random.Generator, patch: np.ndarray, x: np.ndarray, y: np.ndarray, margin: float) -> np.ndarray:
-    """Many small, very bright grains close together; the mask is the area they take up."""
+    """Many small, very bright grains close together; the mask is their convex hull, as a person would outline them."""
     grains = int(random.integers(9, 16))
     turn = random.uniform(0, 2 * np.pi, grains)
     away = np.sqrt(random.uniform(0, 1, grains)) * 0.85
+    centres = np.stack([away * np.cos(turn), away * np.sin(turn)], 1).astype(np.float32)
+    radii = random.uniform(0.12, 0.2, grains).astype(np.float32)
     nearest = np.full(np.broadcast_shapes(x.shape, y.shape), np.inf, np.float32)
-    for at, far in zip(turn, away, strict=True):
-        dx, dy = x - np.float32(far * np.cos(at)), y - np.float32(far * np.sin(at))
-        nearest = np.minimum(nearest, np.sqrt(dx * dx + dy * dy) / np.float32(random.uniform(0.12, 0.2)))
+    for centre, radius in zip(centres, radii, strict=True):
+        dx, dy = x - centre[0], y - centre[1]
+        nearest = np.minimum(nearest, np.sqrt(dx * dx + dy * dy) / radius)
     patch += _edge(nearest, 0.5 * margin) * np.float32(random.uniform(0.35, 0.5))
-    return (np.sqrt(x * x + y * y) < 1) | (nearest < 1)
+    round_them = np.linspace(0, 2 * np.pi, 8, endpoint=False)
+    rims = centres[:, None] + radii[:, None, None] * np.stack([np.cos(round_them), np.sin(round_them)], 1)
+    inside = np.ones(nearest.shape, bool)
+    for across, down, offset in ConvexHull(rims.reshape(-1, 2)).equations.astype(np.float32):
+        inside &= across * x + down * y + offset < 0
+    return inside | (nearest < 1)
 
 
 _KINDS: dict[str, Callable[[np.random.Generator, np.ndarray, np.ndarray, np.ndarray, float], np.ndarray]] = dict(

@@ -17,16 +17,14 @@ from PIL import Image, ImageDraw
 from starter.anatomy import MODALITIES, ORGANS, Anatomy
 from starter.canvas import smooth_field
 from starter.lesions import CLASSES, draw_lesion
+from starter.machines import SITES, expose
 
 Preset = Literal["easy", "hard"]
 PRESETS = ("easy", "hard")
-SITES = ("north", "south", "harbour", "valley", "hill")
 IMAGES_PER_PATIENT = 4
 # Share of the image that one lesion covers, about; log-uniform between the two.
 _LESION_AREA = {"easy": (0.01, 0.05), "hard": (0.005, 0.01)}
 _MOST_LESIONS = 3
-# Contrast, gamma and noise of each site's machines.
-_SITE_LOOK = ((1.0, 1.0, 0.012), (0.85, 0.85, 0.02), (1.1, 1.15, 0.016), (0.9, 1.2, 0.028), (1.05, 0.8, 0.02))
 _KIND_WORDS = {
     "solid mass": ("a solid mass", "a smooth round mass", "a well defined nodule", "a homogeneous bright mass"),
     "ring lesion": ("a ring lesion", "a ring enhancing lesion", "a mass with a bright rim", "a rim around a dark core"),
@@ -49,12 +47,13 @@ MODALITY_WORDS = {
 class Phantom:
     """One phantom and the truth about it.
 
-    ``image`` is uint8 [S, S]; ``lesions`` bool [n, S, S], one mask a lesion; ``anatomy`` bool [S, S] by the name of
-    the part; ``label`` one of ``CLASSES``, or ``no lesion``.
+    ``image`` is uint8 [S, S]; ``lesions`` bool [n, S, S], one mask a lesion; ``decoys`` the same of what only looks
+    like one; ``anatomy`` bool [S, S] by the name of the part; ``label`` one of ``CLASSES``, or ``no lesion``.
     """
 
     image: np.ndarray
     lesions: np.ndarray
+    decoys: np.ndarray
     anatomy: dict[str, np.ndarray]
     label: str
     modality: str
@@ -96,15 +95,24 @@ def draw(index: int, *, seed: int = 0, preset: str = "easy", size: int = 256, he
     anatomy = ORGANS[organ](random, size, modality)
     picture = anatomy.picture
     picture += 0.025 * smooth_field(random, size, 24)
-    lesions = np.zeros((0, size, size), bool)
+    lesions = decoys = np.zeros((0, size, size), bool)
     if label != "no lesion":
         lesions = _draw_lesions(random, anatomy, label, preset)
     if preset == "hard":
-        _draw_decoys(random, anatomy, label)
-    image = _expose(random, picture, modality, site)
+        decoys = _draw_decoys(random, anatomy, label)
+    image = expose(random, picture, modality, site)
     caption = _caption(random, modality, organ, label)
     return Phantom(
-        _burn_in(random, image), lesions, anatomy.parts, label, modality, organ, SITES[site], f"P{patient:05d}", caption
+        image=_burn_in(random, image),
+        lesions=lesions,
+        decoys=decoys,
+        anatomy=anatomy.parts,
+        label=label,
+        modality=modality,
+        organ=organ,
+        site=SITES[site],
+        patient=f"P{patient:05d}",
+        caption=caption,
     )
 
 
@@ -146,36 +154,20 @@ def _pick(random: np.random.Generator, places: np.ndarray, size: int) -> tuple[f
     return (column + 0.5) / size, (row + 0.5) / size
 
 
-def _draw_decoys(random: np.random.Generator, anatomy: Anatomy, label: str) -> None:
-    """Paint lesion-like marks of other classes where no lesion can be: outside of everything drawn."""
+def _draw_decoys(random: np.random.Generator, anatomy: Anatomy, label: str) -> np.ndarray:
+    """Paint lesion-like marks of other classes where no lesion can be, outside of everything drawn; masks [n, S, S]."""
     size = anatomy.picture.shape[0]
     outside = _inner(size, 1 / 12)
     for mask in anatomy.parts.values():
         outside &= ~mask
     places = np.flatnonzero(outside)
     others = [kind for kind in CLASSES if kind != label]
-    for _ in range(int(random.integers(1, 3))):
-        if len(places):
-            kind = others[int(random.integers(len(others)))]
-            area = float(np.exp(random.uniform(*np.log(_LESION_AREA["hard"]))))
-            draw_lesion(random, anatomy.picture, kind, _pick(random, places, size), area)
-
-
-def _expose(random: np.random.Generator, picture: np.ndarray, modality: str, site: int) -> np.ndarray:
-    """The picture as a machine of the site records it, uint8 [S, S]."""
-    size = picture.shape[0]
-    contrast, gamma, noise = (np.float32(value) for value in _SITE_LOOK[site])
-    grain = random.standard_normal(picture.shape, dtype=np.float32)
-    if modality == "radiograph":
-        exposed = picture * (1 + 0.12 * smooth_field(random, size, 3)) + noise * grain * np.sqrt(picture.clip(0.05))
-    elif modality == "CT":
-        exposed = picture + noise * 1.3 * grain + noise * smooth_field(random, size, 48)
-    else:  # a receive coil's bias field, and Rician noise
-        field = picture.clip(0) * np.exp(0.15 * smooth_field(random, size, 3))
-        other = random.standard_normal(picture.shape, dtype=np.float32)
-        exposed = np.sqrt((field + noise * grain) ** 2 + (noise * other) ** 2)
-    scaled = np.clip(exposed * (contrast * np.float32(random.uniform(0.92, 1.08))), 0, 1) ** gamma
-    return (scaled * 255).astype(np.uint8)
+    masks = [np.zeros((0, size, size), bool)]
+    for _ in range(int(random.integers(2, 5)) if len(places) else 0):
+        kind = others[int(random.integers(len(others)))]
+        area = float(np.exp(random.uniform(*np.log(_LESION_AREA["hard"]))))
+        masks.append(draw_lesion(random, anatomy.picture, kind, _pick(random, places, size), area)[None])
+    return np.concatenate(masks)
 
 
 def _burn_in(random: np.random.Generator, image: np.ndarray) -> np.ndarray:

@@ -46,12 +46,13 @@ def test_decoding_equals_the_package_s_own_predictor(starter_sam2) -> None:
     assert np.allclose(ours, np.stack(expected_logits).reshape(ours.shape), atol=1e-3)
 
 
-def test_full_size_masks_equal_the_package_s_own(starter_sam2) -> None:
+@pytest.mark.parametrize("margin", [0.0, 2.0])
+def test_full_size_masks_equal_the_package_s_own(starter_sam2, margin: float) -> None:
     """The union at the stored size, against the predictor's own upscaling of the same masks."""
-    segment = stage(starter_sam2)
+    segment = stage(starter_sam2, margin=margin)
     logits = torch.randn(1, 2, 64, 64).cumsum(-1)
     union = segment._union(Candidates(logits, torch.ones(1, 2)), (123, 77))
-    expected = SAM2ImagePredictor(starter_sam2)._transforms.postprocess_masks(logits, (123, 77)) > 0
+    expected = SAM2ImagePredictor(starter_sam2)._transforms.postprocess_masks(logits, (123, 77)) > -margin
     assert np.array_equal(union, expected.any(1)[0].numpy())
 
 
@@ -113,6 +114,13 @@ def test_overlapping_candidates_count_once(starter_sam2) -> None:
     logits = torch.stack([blob(20, 20, 8), blob(21, 20, 8), blob(45, 45, 8), blob(10, 50, 8)])[None]
     chosen = segment._distinct(Candidates(logits, torch.tensor([[0.9, 0.8, 0.7, 0.6]])))
     assert chosen[0].tolist() == [True, False, True, False]
+
+
+def test_a_candidate_far_below_the_best_is_no_region(starter_sam2) -> None:
+    segment = stage(starter_sam2, regions=4, min_relative_score=0.5)
+    logits = torch.stack([blob(20, 20, 8), blob(45, 45, 8), blob(10, 50, 8)])[None]
+    chosen = segment._distinct(Candidates(logits, torch.tensor([[0.8, 0.41, 0.39]])))
+    assert chosen[0].tolist() == [True, True, False]
 
 
 def test_points_are_the_centres_of_cells() -> None:

@@ -40,6 +40,10 @@ def test_lesions_are_where_the_truth_says(index: int, preset: str) -> None:
     assert union.mean() < (0.03 if preset == "hard" else 0.15)
     if preset == "hard":
         assert union.mean() > 0.003
+        parts = np.any([*phantom.anatomy.values()], axis=0)
+        assert all((mask & ~parts).any() for mask in phantom.decoys)  # their middle is outside of all that is drawn
+    else:
+        assert not len(phantom.decoys)
     assert all(mask.shape == (128, 128) and mask.dtype == bool for mask in phantom.anatomy.values())
 
 
