@@ -43,7 +43,7 @@ class Phantoms(IterableDataset[Phantom]):
             index += step
 
 
-def train(name: str, *, steps: int, out: Path, seed: int, device: str) -> list[float]:
+def train(name: str, *, steps: int, out: Path, seed: int, device: str, start: Path | None = None) -> list[float]:
     """Train for a number of steps and write the weights; returns the loss of each step of this call.
 
     Args:
@@ -52,9 +52,11 @@ def train(name: str, *, steps: int, out: Path, seed: int, device: str) -> list[f
         out: folder for the weights and the checkpoint.
         seed: of the weights and the phantoms.
         device: ``cpu`` or ``cuda``.
+        start: weights of an earlier training to begin with; then the steps are those of the recipe's last part.
     """
     torch.manual_seed(seed)
-    recipe = RECIPES[name].Recipe(device, seed)
+    recipe = RECIPES[name].Recipe(device, seed, start)
+    skipped = recipe.last_part if start else 0.0
     optimizer = torch.optim.AdamW(recipe.parameters, lr=recipe.learning_rate, weight_decay=0.05, betas=(0.9, 0.98))
     checkpoint = out / f"{name}-checkpoint.pt"
     done = _resume(checkpoint, recipe, optimizer)
@@ -62,9 +64,10 @@ def train(name: str, *, steps: int, out: Path, seed: int, device: str) -> list[f
     losses: list[float] = []
     started = time.monotonic()
     for step in range(done, steps):
+        share = skipped + (1 - skipped) * step / steps
         for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * _schedule(step / steps)
-        loss = recipe.loss(next(batches), step / steps)
+            group["lr"] = recipe.learning_rate * min(1, step / steps / _WARM_UP) * 0.5 * (1 + cos(pi * share))
+        loss = recipe.loss(next(batches), share)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(recipe.parameters, 1.0)
@@ -77,11 +80,6 @@ def train(name: str, *, steps: int, out: Path, seed: int, device: str) -> list[f
             print(f"step {step + 1}/{steps} loss {sum(recent) / len(recent):.4f} {rate:.1f} images/s", flush=True)
     save_file(recipe.state(), out / FILES[name])
     return losses
-
-
-def _schedule(share: float) -> float:
-    """Share of the peak learning rate: a linear start, then half a cosine."""
-    return share / _WARM_UP if share < _WARM_UP else 0.5 * (1 + cos(pi * (share - _WARM_UP) / (1 - _WARM_UP)))
 
 
 def _batches(recipe: Any, seed: int, done: int) -> Iterator[list[Phantom]]:
@@ -115,9 +113,10 @@ def main() -> int:
     parser.add_argument("--steps", type=int, required=True, help="steps in all")
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights and the checkpoint")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=Path, help="weights to begin with, for the last part of the recipe alone")
     call = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    train(call.model, steps=call.steps, out=call.out, seed=call.seed, device=device)
+    train(call.model, steps=call.steps, out=call.out, seed=call.seed, device=device, start=call.start)
     return 0
 
 

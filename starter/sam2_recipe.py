@@ -4,7 +4,9 @@ The encoder learns to tell lesions and the parts of the anatomy at every place, 
 away. Then the SAM recipe: each step shows images with a few targets each, mostly lesions, else anatomy. A target is
 prompted by a click, near it as often as in it, or by its box; the decoder answers with three masks, of which the best
 one learns (SAM, arXiv 2304.02643, appendix A). When both learn, a second round adds a click where the first went
-wrong. The loss is SAM2's: 20 focal + 1 dice + 1 L1 on the predicted IoU (arXiv 2408.00714, appendix D.2).
+wrong. The loss is SAM2's: 20 focal + 1 dice + 1 L1 on the predicted IoU (arXiv 2408.00714, appendix D.2). Some clicks
+mean nothing, in the background or on a decoy: they have an empty target, which only the predicted IoU learns from, so
+that the region finder ranks what they give last.
 """
 
 from collections.abc import Sequence
@@ -29,7 +31,7 @@ _SEEING, _POINTING = 1 / 6, 0.4
 _SMALL = 0.05
 # Side of the masks that are compared; the decoder's are a quarter of the input's.
 _COMPARED = 128
-_BOX_SHARE, _JITTER_SHARE, _JITTER, _LESION_SHARE = 0.2, 0.5, 0.03, 0.75
+_BOX_SHARE, _JITTER_SHARE, _JITTER, _LESION_SHARE, _NOTHING_SHARE = 0.2, 0.5, 0.03, 0.75, 0.2
 _LEAST_AREA, _LARGEST_AREA = 0.002, 0.5
 
 
@@ -41,6 +43,9 @@ class Prompts:
     points: torch.Tensor
     labels: torch.Tensor
 
+    def take(self, rows: torch.Tensor) -> "Prompts":
+        return Prompts(self.targets[rows], self.points[rows], self.labels[rows])
+
 
 class Recipe:
     """One training step and what is saved of the model."""
@@ -48,13 +53,15 @@ class Recipe:
     batch_size = 8
     learning_rate = 1.2e-3
     image_size = 256
+    last_part = _POINTING  # from here on all of the model learns from prompts
 
-    def __init__(self, device: str, seed: int):
-        self.model = load_sam2(ARCHITECTURE, None, device=device, seed=seed).train()
+    def __init__(self, device: str, seed: int, start: Path | None):
+        self.model = load_sam2(ARCHITECTURE, start, device=device, seed=seed).train()
         self.parameters = [
             value.requires_grad_() for name, value in self.model.named_parameters() if not name.startswith(VIDEO_PARTS)
         ]
-        self._compare_places_alike()
+        if start is None:
+            self._compare_places_alike()
         widths = [self.model.sam_mask_decoder.conv_s0.out_channels, self.model.sam_mask_decoder.conv_s1.out_channels]
         self.seeing = torch.nn.ModuleList(
             torch.nn.Conv2d(width, 1 + len(PARTS), 1) for width in (*widths, self.model.hidden_dim)
@@ -117,7 +124,9 @@ class Recipe:
         first, best = _mask_loss(logits, iou, targets)
         if not correct:
             return first
-        chosen = logits[torch.arange(len(best)), best][:, None].detach()
+        something = targets.flatten(1).any(1).nonzero()[:, 0]
+        chosen = logits[something, best[something]][:, None].detach()
+        prompts, targets, features = prompts.take(something), targets[something], features.take(something)
         points, labels = self._correct(prompts, chosen, targets)
         logits, iou = decode_prompts(self.model, features, points, labels, masks=chosen.clamp(-32, 32), multimask=False)
         second, _ = _mask_loss(logits, iou, targets)
@@ -132,28 +141,40 @@ class Recipe:
         }
 
     def _prompts(self, phantoms: Sequence[Phantom]) -> Prompts:
-        masks = [self._choose(phantom) for phantom in phantoms for _ in range(TARGETS_PER_IMAGE)]
-        made = [self._prompt(mask) for mask in masks]
+        chosen = [self._choose(phantom) for phantom in phantoms for _ in range(TARGETS_PER_IMAGE)]
+        made = [self._prompt(shown, loose=bool(target.any())) for target, shown in chosen]
         return Prompts(
-            torch.from_numpy(np.stack(masks)).to(self.device),
+            torch.from_numpy(np.stack([target for target, _ in chosen])).to(self.device),
             torch.tensor(np.array([points for points, _ in made]), dtype=torch.float32, device=self.device),
             torch.tensor([labels for _, labels in made], dtype=torch.int, device=self.device),
         )
 
-    def _choose(self, phantom: Phantom) -> np.ndarray:
+    def _choose(self, phantom: Phantom) -> tuple[np.ndarray, np.ndarray]:
+        """A target, bool [S, S], and what is prompted: the target, or, for an empty one, a decoy or the background."""
         parts = [mask for mask in phantom.anatomy.values() if _LEAST_AREA < mask.mean() < _LARGEST_AREA]
+        if self.random.uniform() < _NOTHING_SHARE:
+            shown = self._nothing(phantom, parts)
+            return np.zeros_like(shown), shown
         lesion = len(phantom.lesions) and self.random.uniform() < _LESION_SHARE
         pool = phantom.lesions if lesion or not parts else parts
-        return pool[int(self.random.integers(len(pool)))]
+        target = pool[int(self.random.integers(len(pool)))]
+        return target, target
 
-    def _prompt(self, mask: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+    def _nothing(self, phantom: Phantom, parts: Sequence[np.ndarray]) -> np.ndarray:
+        """A decoy, as often as not where there is one, or all that belongs neither to a lesion nor to a part."""
+        if len(phantom.decoys) and self.random.uniform() < 0.5:
+            return phantom.decoys[int(self.random.integers(len(phantom.decoys)))]
+        return ~np.any([*phantom.lesions, *parts], axis=0)
+
+    def _prompt(self, mask: np.ndarray, loose: bool) -> tuple[np.ndarray, tuple[int, int]]:
+        """A click in the mask; a loose one may miss it a little, or be its box."""
         rows, columns = np.nonzero(mask)
-        if self.random.uniform() < _BOX_SHARE:
+        if loose and self.random.uniform() < _BOX_SHARE:
             corners = np.array([[columns.min(), rows.min()], [columns.max() + 1, rows.max() + 1]], float)
             return corners + self.random.normal(0, 0.01 * self.image_size, (2, 2)), (2, 3)
         place = int(self.random.integers(len(rows)))
         point = np.array([columns[place] + 0.5, rows[place] + 0.5])
-        if self.random.uniform() < _JITTER_SHARE:
+        if loose and self.random.uniform() < _JITTER_SHARE:
             point = np.clip(point + self.random.normal(0, _JITTER * self.image_size, 2), 0, self.image_size)
         return np.stack([point, np.zeros(2)]), (1, -1)
 
@@ -176,7 +197,10 @@ def _shrink(masks: torch.Tensor) -> torch.Tensor:
 
 
 def _mask_loss(logits: torch.Tensor, iou: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss of N prompts with M masks each, and which mask [N] was best; only that one learns its shape."""
+    """Loss of N prompts with M masks each, and which mask [N] was best; only that one learns its shape.
+
+    Masks of an empty target learn no shape, only that their IoU is 0.
+    """
     logits = F.interpolate(logits, (_COMPARED, _COMPARED), mode="bilinear", align_corners=False)
     target = targets[:, None].expand_as(logits)
     chance = logits.sigmoid()
@@ -192,4 +216,6 @@ def _mask_loss(logits: torch.Tensor, iou: torch.Tensor, targets: torch.Tensor) -
         inside = logits > 0
         shared = (inside & (target > 0)).flatten(2).sum(2)
         true_iou = shared / (inside | (target > 0)).flatten(2).sum(2).clamp(min=1)
-    return shape.gather(1, best[:, None]).mean() + (iou - true_iou).abs().mean(), best
+    something = targets.flatten(1).any(1)
+    learned = (shape.gather(1, best[:, None])[:, 0] * something).sum() / something.sum().clamp(min=1)
+    return learned + (iou - true_iou).abs().mean(), best
