@@ -29,8 +29,9 @@ from pipeline.training_loop import Tuning, tune
 from stages.prompt_settings import PromptSettings
 
 FOLDER = "training"
-# Share of Ray's object memory that features may have and be kept by the workers; larger ones are streamed.
-_KEPT_IN_MEMORY = 0.1
+# Share of Ray's object memory that features may have and be kept by the workers; larger ones are streamed. What a
+# worker keeps of them is some five times as large: keys and values of every block above the cut.
+_KEPT_IN_MEMORY = 0.05
 
 
 def run(config: Config, features: str, name: str) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 Few rows: they are kept in memory, each fold of them is held out once, and a last round learns from all of them for as
 many epochs as were best. Rows that do not fit into memory are streamed, with one fold held out, and that round is the
 last. Either way no prediction that decides an epoch, the temperature or the threshold is of a row learned from.
+
+What the frozen tower makes of a row above the cut is the same in every epoch: of rows in memory it is made once.
 """
 
 import tempfile
@@ -26,12 +28,14 @@ from pipeline.training_state import Progress
 from stages.objective import prompt_loss
 from stages.prompt_settings import PromptSettings
 from stages.prompted_clip import PromptedCLIP
+from stages.tower import Remembered
 from stages.weights import load_clip, load_tokenizer
 
 # Rows a worker shuffles among where it streams; what is kept in memory is shuffled whole.
 _SHUFFLED = 2048
 
 Columns = dict[str, np.ndarray]
+Tensors = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -51,28 +55,30 @@ class Tuning:
 class Rows(Protocol):
     """A worker's rows of one part."""
 
-    def batches(self, size: int, seed: int | None = None) -> Iterator[Columns]:
-        """The rows in batches, shuffled by a seed where one is given."""
+    def batches(self, size: int, seed: int | None = None) -> Iterator[Tensors]:
+        """The rows in batches, shuffled by a seed where one is given, as ``_remember`` makes them."""
 
 
 class StreamedRows:
     """Rows that are read from storage in every epoch."""
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, learned: PromptedCLIP):
         self.shard = ray.train.get_dataset_shard(name)
+        self.learned = learned
 
-    def batches(self, size: int, seed: int | None = None) -> Iterator[Columns]:
+    def batches(self, size: int, seed: int | None = None) -> Iterator[Tensors]:
         shuffle = {} if seed is None else {"local_shuffle_buffer_size": max(size, _SHUFFLED)}
-        yield from self.shard.iter_batches(batch_size=size, batch_format="numpy", local_shuffle_seed=seed, **shuffle)
+        for batch in self.shard.iter_batches(batch_size=size, batch_format="numpy", local_shuffle_seed=seed, **shuffle):
+            yield _remember(self.learned, batch)
 
 
 class KeptRows:
     """Rows in memory."""
 
-    def __init__(self, columns: Columns):
+    def __init__(self, columns: Tensors):
         self.columns = columns
 
-    def batches(self, size: int, seed: int | None = None) -> Iterator[Columns]:
+    def batches(self, size: int, seed: int | None = None) -> Iterator[Tensors]:
         count = len(self.columns["target"])
         order = np.arange(count) if seed is None else np.random.default_rng(seed).permutation(count)
         for start in range(0, count, size):
@@ -82,20 +88,35 @@ class KeptRows:
         return KeptRows({name: values[chosen] for name, values in self.columns.items()})
 
 
+def _remember(learned: PromptedCLIP, columns: Columns) -> Tensors:
+    """Rows as tensors on this worker's device, with what the frozen tower makes of their tokens in place of these."""
+    tensors = {name: torch.as_tensor(np.array(value), device=get_device()) for name, value in columns.items()}
+    for name in ("tokens", "region_tokens"):
+        if name in tensors:
+            cls, memory = learned.remember(tensors.pop(name))
+            tensors |= {f"{name} cls": cls, f"{name} memory": memory.half()}
+    return tensors
+
+
 class Parts:
     """What each round learns from and what it holds out."""
 
-    def __init__(self, tuning: Tuning):
-        self.folds = tuning.folds
+    def __init__(self, tuning: Tuning, learned: PromptedCLIP):
+        self.folds, self.learned = tuning.folds, learned
         if self.folds:
-            blocks = list(ray.train.get_dataset_shard("rows").iter_batches(batch_size=None, batch_format="numpy"))
-            self.rows = KeptRows({name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]})
+            stream = ray.train.get_dataset_shard("rows")
+            size = tuning.config.train.batch_size
+            blocks = [
+                {name: value.cpu() for name, value in _remember(learned, batch).items()}
+                for batch in stream.iter_batches(batch_size=size, batch_format="numpy")
+            ]
+            self.rows = KeptRows({name: torch.cat([block[name] for block in blocks]) for name in blocks[0]})
 
     def of(self, number: int) -> tuple[Rows, Rows | None]:
         """Training rows, this worker's share, and held-out rows, the same for all; none in the last of many rounds."""
         if not self.folds:
-            return StreamedRows("training"), StreamedRows("held_out")
-        fold = self.rows.columns["fold"]
+            return StreamedRows("training", self.learned), StreamedRows("held_out", self.learned)
+        fold = self.rows.columns["fold"].numpy()
         context = ray.train.get_context()
         chosen = np.flatnonzero(fold != number)
         # Shares of one size: workers wait for each other at every step.
@@ -121,7 +142,7 @@ def tune(options: dict[str, Any]) -> dict[str, Any]:
         with checkpoint.as_directory() as folder:
             progress = Progress.load(Path(folder), learned, optimizer)
     resumed = progress.epochs_done
-    parts = Parts(tuning)
+    parts = Parts(tuning, learned)
     while True:
         _round(model, optimizer, parts.of(progress.round), tuning, progress)
         if progress.round + 1 == tuning.rounds:
@@ -168,9 +189,14 @@ def _learned(model: PromptedCLIP | DistributedDataParallel) -> PromptedCLIP:
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
-def _logits(model: PromptedCLIP | DistributedDataParallel, batch: Columns) -> tuple[torch.Tensor, ...]:
-    tensors = {name: torch.as_tensor(np.array(value), device=get_device()) for name, value in batch.items()}
-    image, text = model(tensors["tokens"], tensors["focus"], tensors.get("region_tokens"))
+def _logits(model: PromptedCLIP | DistributedDataParallel, batch: Tensors) -> tuple[torch.Tensor, ...]:
+    tensors = {name: value.to(get_device()) for name, value in batch.items()}
+    views = {
+        name: Remembered(tensors[f"{name} cls"], tensors[f"{name} memory"].float())
+        for name in ("tokens", "region_tokens")
+        if f"{name} cls" in tensors
+    }
+    image, text = model(views["tokens"], tensors["focus"], views.get("region_tokens"))
     return _learned(model).logits(image, text), tensors["target"]
 
 

@@ -62,6 +62,6 @@ class Classify:
         def tensor(name: str) -> torch.Tensor:
             return torch.from_numpy(np.ascontiguousarray(batch[name][rows])).to(self.device)
 
-        region = tensor("region_tokens") if self.model.settings.uses_region else None
-        image = self.model.image_embedding(tensor("tokens"), tensor("focus"), region)
+        region = self.model.remember(tensor("region_tokens")) if self.model.settings.uses_region else None
+        image = self.model.image_embedding(self.model.remember(tensor("tokens")), tensor("focus"), region)
         return (self.model.logits(image, self.text) / self.temperature).softmax(-1).cpu().numpy()

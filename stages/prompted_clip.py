@@ -3,9 +3,9 @@
 The idea is MedFocusCLIP's (arXiv 2501.03839): regions found by SAM2 are the visual prompt of a frozen CLIP. What
 is learned, and nothing else:
 
-* deep visual prompts, a few tokens a block above the cut (VPT-deep, arXiv 2203.12119). They enter through
-  attention of their own whose result is added under a gate that starts at zero (zero-initialised attention,
-  arXiv 2303.16199, section 3.2), so that the untrained model is the frozen one;
+* deep visual prompts, a few tokens a block above the cut (VPT-deep, arXiv 2203.12119), which CLS attends to. They
+  enter through attention of their own whose result is added under a gate that starts at zero (zero-initialised
+  attention, arXiv 2303.16199, section 3.2), so that the untrained model is the frozen one;
 * one strength a block of a bias on the CLS attention logits, ``strength * log(eps + focus)``, zero at the start;
 * text context (CoOp, arXiv 2109.01134), as offsets to the embeddings of the template's first words, shared by the
   classes or for each of its own, zero at the start;
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from stages.prompt_settings import PromptSettings
-from stages.tower import ImageTower
+from stages.tower import ImageTower, Remembered
 
 FOCUS_EPSILON = 0.01
 
@@ -62,28 +62,30 @@ class PromptedCLIP(nn.Module):
         self.learned = nn.ParameterDict({name: nn.Parameter(value) for name, value in learned.items()})
 
     def forward(
-        self, tokens: torch.Tensor, focus: torch.Tensor, region_tokens: torch.Tensor | None
+        self, whole: Remembered, focus: torch.Tensor, region: Remembered | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings of images and classes, each of length 1.
 
         Args:
-            tokens: [B, L, D], what leaves the last block below the cut, CLS first.
+            whole: B images at the cut (``remember``).
             focus: [B, L-1], share of each patch that the mask covers.
-            region_tokens: [B, L, D], the same of the masked image; None unless the settings use it.
+            region: the same of the masked images; None unless the settings use it.
 
         Returns:
             Image embeddings float32 [B, E] and class embeddings float32 [C, E].
         """
-        return self.image_embedding(tokens, focus, region_tokens), self.text_embedding()
+        return self.image_embedding(whole, focus, region), self.text_embedding()
 
-    def image_embedding(
-        self, tokens: torch.Tensor, focus: torch.Tensor, region_tokens: torch.Tensor | None
-    ) -> torch.Tensor:
-        whole = self._upper(tokens.float(), focus.float())
-        if "fusion" not in self.learned or region_tokens is None:
-            return whole
-        region = self._upper(region_tokens.float(), focus.float())
-        return F.normalize(whole + self.learned["fusion"] * (region - whole), dim=-1)
+    def remember(self, tokens: torch.Tensor) -> Remembered:
+        """What the learned part needs of images, from the tokens [B, L, D] that leave the tower's lower part."""
+        return self.tower.remember(tokens.float())
+
+    def image_embedding(self, whole: Remembered, focus: torch.Tensor, region: Remembered | None) -> torch.Tensor:
+        embedded = self._upper(whole, focus.float())
+        if "fusion" not in self.learned or region is None:
+            return embedded
+        of_region = self._upper(region, focus.float())
+        return F.normalize(embedded + self.learned["fusion"] * (of_region - embedded), dim=-1)
 
     def text_embedding(self) -> torch.Tensor:
         with self._context():
@@ -113,14 +115,14 @@ class PromptedCLIP(nn.Module):
             for name, value in state.items():
                 self.learned[name].copy_(value)
 
-    def _upper(self, tokens: torch.Tensor, focus: torch.Tensor) -> torch.Tensor:
+    def _upper(self, remembered: Remembered, focus: torch.Tensor) -> torch.Tensor:
         bias = prompts = gates = None
         if "focus_strength" in self.learned:
             shares = torch.log(FOCUS_EPSILON + focus)
             bias = [strength * shares for strength in self.learned["focus_strength"]]
         if "visual_prompts" in self.learned:
             prompts, gates = list(self.learned["visual_prompts"]), list(self.learned["prompt_gates"])
-        return F.normalize(self.tower.upper(tokens, bias, prompts, gates), dim=-1)
+        return F.normalize(self.tower.upper(remembered, bias, prompts, gates), dim=-1)
 
     @contextmanager
     def _context(self) -> Iterator[None]:

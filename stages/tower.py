@@ -1,13 +1,15 @@
 """The image tower of a CLIP, opened between its blocks.
 
-Only what is needed to stop at a block, go on from there and steer attention on the way is here; weights and
+Only what is needed to stop at a block, go on from there and steer the attention of CLS on the way is here; weights and
 modules are open_clip's own, or timm's where open_clip wraps one of its trunks (as in BiomedCLIP).
+
+Above the cut only CLS is steered. The patches stay as the frozen tower has them, so that their keys and values are
+computed once for an image, however often prompts are tuned on it.
 """
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -132,10 +134,21 @@ class TimmLayout:
         return self.visual.head(self.trunk.forward_head(self.trunk.norm(tokens)))
 
 
+class Remembered(NamedTuple):
+    """B images at the cut, ready for CLS to pass the blocks above it.
+
+    ``cls`` is float [B, D]; ``memory`` float [B, blocks, 2, heads, L-1, D / heads], keys and values of the patches in
+    each block above the cut.
+    """
+
+    cls: torch.Tensor
+    memory: torch.Tensor
+
+
 class ImageTower(nn.Module):
     """A vision transformer with CLS pooling, run in two parts.
 
-    ``upper(lower(images))`` equals the model's own ``encode_image`` (not normalised).
+    ``upper(remember(lower(images)))`` equals the model's own ``encode_image`` (not normalised).
 
     Args:
         clip: a CLIP whose image tower is open_clip's ``VisionTransformer``, or timm's in open_clip's ``TimmModel``.
@@ -207,67 +220,63 @@ class ImageTower(nn.Module):
             tokens = block(tokens)
         return tokens
 
+    @torch.no_grad()
+    def remember(self, tokens: torch.Tensor) -> Remembered:
+        """What CLS meets above the cut, of tokens float [B, L, D] that leave ``lower``; nothing is learned of it."""
+        memory = []
+        cls = tokens[:, 0]
+        for index, block in enumerate(self.blocks):
+            hidden = block.norm(tokens)
+            query, key, value = _project(block, hidden)
+            memory.append(torch.stack([key[:, :, 1:], value[:, :, 1:]], 1))
+            if index < len(self.blocks) - 1:
+                mixed = F.scaled_dot_product_attention(query, key, value)
+                tokens = tokens + block.scale(block.out(_join(mixed)))
+                tokens = tokens + block.feed(tokens)
+        return Remembered(cls, torch.stack(memory, 1))
+
     def upper(
         self,
-        tokens: torch.Tensor,
+        remembered: Remembered,
         bias: list[torch.Tensor] | None = None,
         prompts: list[torch.Tensor] | None = None,
         gates: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """Image embeddings [B, E] of tokens [B, L, D] that come from ``lower``.
+        """Image embeddings [B, E]: CLS goes through the blocks above the cut, among the patches of the frozen tower.
 
         Args:
-            tokens: float [B, L, D].
+            remembered: of B images.
             bias: for each block, added to the logits of the attention from CLS to each patch, [B, L-1].
-            prompts: for each block, visual prompt tokens [V, D] that every token also attends to.
+            prompts: for each block, visual prompt tokens [V, D] that CLS also attends to.
             gates: for each block, how much the prompts' part counts in each head, [heads]; 0 is not at all.
         """
-        blocks = self.blocks
-        for index, block in enumerate(blocks):
-            hidden = block.norm(tokens)
-            last = index == len(blocks) - 1
-            if last:
-                tokens = tokens[:, :1]  # only CLS is read from the last block
-            mixed = _attend(
-                block,
-                hidden[:, :1] if last else hidden,
-                hidden,
-                bias[index] if bias else None,
-                block.norm(prompts[index]) if prompts else None,
-                gates[index] if gates else None,
-            )
-            tokens = tokens + block.scale(mixed)
-            tokens = tokens + block.feed(tokens)
-        return self.layout.head(tokens)
+        cls = remembered.cls[:, None]
+        for index, block in enumerate(self.blocks):
+            keys, values = remembered.memory[:, index].unbind(1)
+            query, key, value = _project(block, block.norm(cls))
+            # By parts: the memory is large, and nothing of it is to be copied.
+            among_patches = (query * query.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
+            if bias is not None:
+                among_patches = among_patches + bias[index][:, None, None]
+            itself = (query * key).sum(-1, keepdim=True) * query.shape[-1] ** -0.5
+            share = torch.cat([itself, among_patches], -1).softmax(-1)
+            mixed = share[..., :1] * value + share[..., 1:] @ values
+            if prompts is not None and gates is not None:
+                _, key, value = _project(block, block.norm(prompts[index])[None])
+                mixed = mixed + torch.tanh(gates[index])[:, None, None] * F.scaled_dot_product_attention(
+                    query, key.expand(len(query), -1, -1, -1), value.expand(len(query), -1, -1, -1)
+                )
+            cls = cls + block.scale(block.out(_join(mixed)))
+            cls = cls + block.feed(cls)
+        return self.layout.head(cls)
 
 
-def _attend(
-    block: Block,
-    asking: torch.Tensor,
-    hidden: torch.Tensor,
-    bias: torch.Tensor | None,
-    prompts: torch.Tensor | None,
-    gate: torch.Tensor | None,
-) -> torch.Tensor:
-    """Attention [B, Q, D] of the first Q tokens to all L, with a bias on the CLS row, plus gated prompts."""
-    batch, queries, width = asking.shape
-    heads = block.heads
-    query_offset, pair_offset = (None, None) if block.offset is None else block.offset.split((width, 2 * width))
+def _project(block: Block, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Query, key and value of a block's attention, [B, heads, L, D / heads] each, of normed tokens [B, L, D]."""
+    projected = F.linear(hidden, block.weight, block.offset).chunk(3, -1)
+    return tuple(part.unflatten(-1, (block.heads, -1)).transpose(1, 2) for part in projected)
 
-    def split(x: torch.Tensor) -> torch.Tensor:
-        return x.unflatten(-1, (heads, width // heads)).transpose(-2, -3)
 
-    def key_and_value(x: torch.Tensor) -> Iterator[torch.Tensor]:
-        return map(split, F.linear(x, block.weight[width:], pair_offset).chunk(2, -1))
-
-    query = split(F.linear(asking, block.weight[:width], query_offset))
-    key, value = key_and_value(hidden)
-    mask = None
-    if bias is not None:
-        mask = F.pad(bias[:, None, None, :], (1, 0, 0, queries - 1))  # zero for CLS itself and for all other rows
-    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    if prompts is not None and gate is not None:
-        prompt_key, prompt_value = key_and_value(prompts)
-        logits = query @ prompt_key.transpose(-1, -2) / math.sqrt(width // heads)
-        mixed = mixed + torch.tanh(gate)[:, None, None] * (logits.softmax(-1) @ prompt_value)
-    return block.out(mixed.transpose(1, 2).reshape(batch, queries, width))
+def _join(mixed: torch.Tensor) -> torch.Tensor:
+    """Heads [B, heads, L, D / heads] side by side again, [B, L, D]."""
+    return mixed.transpose(1, 2).flatten(2)

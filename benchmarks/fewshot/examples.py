@@ -10,16 +10,18 @@ import numpy as np
 class Examples:
     """N images.
 
-    ``tokens`` holds, for each view of the image (``whole``, ``masked``, ``overlay``, ``crop``), what leaves CLIP's
-    lower part, float16 [N, L, D]; ``embeddings`` the same views through all of the frozen tower, float32 [N, E], each
-    of length 1; ``focus`` the share of each patch that the focus mask covers, float16 [N, L-1].
+    Each view of the image (``whole``, ``masked``, ``overlay``, ``crop``) has been through CLIP's lower part. It is kept
+    as CLS float32 [N, D] and the frozen tower's ``memory`` float32 [N, blocks, 2, heads, L-1, D / heads] above the cut
+    (``stages.tower.Remembered``), and as ``embeddings``, through all of the frozen tower, float32 [N, E], each of
+    length 1. ``focus`` is the share of each patch that the focus mask covers, float16 [N, L-1].
     """
 
     image_id: np.ndarray
     label: np.ndarray
     patient: np.ndarray
     focus: np.ndarray
-    tokens: dict[str, np.ndarray]
+    cls: dict[str, np.ndarray]
+    memory: dict[str, np.ndarray]
     embeddings: dict[str, np.ndarray]
 
     def __len__(self) -> int:
@@ -27,13 +29,18 @@ class Examples:
 
     def take(self, rows: np.ndarray | Sequence[int]) -> "Examples":
         """The rows of the given indices, in their order."""
+
+        def of(views: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return {view: column[rows] for view, column in views.items()}
+
         return Examples(
             image_id=self.image_id[rows],
             label=self.label[rows],
             patient=self.patient[rows],
             focus=self.focus[rows],
-            tokens={view: column[rows] for view, column in self.tokens.items()},
-            embeddings={view: column[rows] for view, column in self.embeddings.items()},
+            cls=of(self.cls),
+            memory=of(self.memory),
+            embeddings=of(self.embeddings),
         )
 
     def targets(self, classes: Sequence[str]) -> np.ndarray:

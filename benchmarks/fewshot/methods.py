@@ -18,6 +18,7 @@ from benchmarks.fewshot.examples import Examples
 from stages.objective import prompt_loss
 from stages.prompt_settings import PromptSettings
 from stages.prompted_clip import PromptedCLIP
+from stages.tower import Remembered
 
 TEMPLATES = (
     "a medical image showing {}",
@@ -223,13 +224,12 @@ class PromptTuning:
         images = [model.image_embedding(*self._inputs(examples, rows)) for rows in parts]
         return model.logits(torch.cat(images), text).numpy()
 
-    def _inputs(self, examples: Examples, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        def tensor(column: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(np.ascontiguousarray(column[rows]))
+    def _inputs(self, examples: Examples, rows: np.ndarray) -> tuple[Remembered, torch.Tensor, Remembered | None]:
+        def view(name: str) -> Remembered:
+            return Remembered(torch.from_numpy(examples.cls[name][rows]), torch.from_numpy(examples.memory[name][rows]))
 
-        uses_region = self.focus in ("masked_image", "both")
-        region = tensor(examples.tokens[self.region]) if uses_region else None
-        return tensor(examples.tokens[self.view]), tensor(examples.focus), region
+        region = view(self.region) if self.focus in ("masked_image", "both") else None
+        return view(self.view), torch.from_numpy(examples.focus[rows]), region
 
 
 def all_methods() -> dict[str, Method]:

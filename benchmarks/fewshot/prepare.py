@@ -99,14 +99,21 @@ def _examples(features: Path, source: Path, backbone: Backbone, true_masks: Path
     patients = [
         patient or f"image {name}" for patient, name in zip(table["patient_id"].to_pylist(), names, strict=True)
     ]
-    return Examples(
+    return examples(
+        tokens,
+        backbone.tower,
         image_id=np.array(names, object),
         label=np.array(table["label"].to_pylist(), object),
         patient=np.array(patients, object),
         focus=focus,
-        tokens=tokens,
-        embeddings={view: _upper(values, backbone.tower) for view, values in tokens.items()},
     )
+
+
+def examples(tokens: dict[str, np.ndarray], tower: ImageTower, **columns: np.ndarray) -> Examples:
+    """Examples of tokens float16 [N, L, D] of each view, taken as far as nothing is learned."""
+    upper = {view: _upper(values, tower) for view, values in tokens.items()}
+    cls, memory, embeddings = ({view: parts[index] for view, parts in upper.items()} for index in range(3))
+    return Examples(cls=cls, memory=memory, embeddings=embeddings, **columns)
 
 
 def _tensors(table: Any, column: str) -> np.ndarray:
@@ -172,9 +179,15 @@ def _lower(pixels: np.ndarray, tower: ImageTower) -> np.ndarray:
 
 
 @torch.inference_mode()
-def _upper(tokens: np.ndarray, tower: ImageTower) -> np.ndarray:
-    parts = [F.normalize(tower.upper(part.float()), dim=-1) for part in torch.from_numpy(tokens).split(64)]
-    return torch.cat(parts).numpy()
+def _upper(tokens: np.ndarray, tower: ImageTower) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """CLS at the cut, the memory above it and the embeddings of tokens that leave the lower part."""
+    made = []
+    for part in torch.from_numpy(tokens).split(64):
+        remembered = tower.remember(part.float())
+        embedded = F.normalize(tower.upper(remembered), dim=-1)
+        made.append((remembered.cls, remembered.memory, embedded))
+    cls, memory, embeddings = (torch.cat(column).numpy() for column in zip(*made, strict=True))
+    return cls, memory, embeddings
 
 
 def write_labels(path: Path, drawn: dict[str, dict[str, list[str]]]) -> None:

@@ -35,7 +35,7 @@ def test_untrained_it_is_open_clip_s_own(starter_clip, starter_tokenizer, focus:
     images = torch.randn(3, 3, 112, 112)
     with torch.no_grad():
         tokens = model.tower.lower(images)
-        image, text = model(tokens, torch.rand(3, tokens.shape[1] - 1), torch.randn_like(tokens))
+        image, text = model(model.remember(tokens), torch.rand(3, 196), model.remember(torch.randn_like(tokens)))
         sentences = starter_tokenizer([f"a medical image showing {name.replace('_', ' ')}" for name in CLASSES])
         assert torch.allclose(image, starter_clip.encode_image(images, normalize=True), atol=1e-5)
         assert torch.allclose(text, starter_clip.encode_text(sentences, normalize=True), atol=1e-5)
@@ -46,7 +46,7 @@ def test_a_full_size_tower_untrained_is_open_clip_s_own(vit) -> None:
     images = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
         tokens = model.tower.lower(images)
-        image = model.image_embedding(tokens, torch.rand(2, 196), torch.randn_like(tokens))
+        image = model.image_embedding(model.remember(tokens), torch.rand(2, 196), None)
         assert torch.allclose(image, vit.encode_image(images, normalize=True), atol=1e-5)
     learned = sum(value.numel() for value in model.learned_state().values())
     assert learned < 0.01 * sum(value.numel() for value in vit.visual.parameters())
@@ -58,14 +58,15 @@ def test_timm_s_trunk_and_bert_untrained_are_open_clip_s_own(biomedclip: Path) -
     images = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
         tokens = model.tower.lower(images)
-        image, text = model(tokens, torch.rand(2, 196), torch.randn_like(tokens))
+        whole, region = model.remember(tokens), model.remember(torch.randn_like(tokens))
+        image, text = model(whole, torch.rand(2, 196), region)
         assert torch.allclose(image, clip.encode_image(images, normalize=True), atol=1e-5)
         sentences = tokenizer([f"a medical image showing {name.replace('_', ' ')}" for name in CLASSES])
         assert len(set(map(tuple, sentences.tolist()))) == len(CLASSES)
         assert torch.allclose(text, clip.encode_text(sentences, normalize=True), atol=1e-5)
         for value in model.learned.values():
             value += 0.1 * torch.randn_like(value)
-        moved_image, moved_text = model(tokens, torch.rand(2, 196), torch.randn_like(tokens))
+        moved_image, moved_text = model(whole, torch.rand(2, 196), region)
         assert not torch.allclose(moved_image, image, atol=1e-3) and not torch.allclose(moved_text, text, atol=1e-3)
 
 
@@ -84,7 +85,7 @@ def test_only_the_learned_part_has_gradients_and_all_of_it_does(starter_clip, st
         for value in model.learned.values():
             value += 0.1
     tokens, patches = (4, model.tower.grid[0] * model.tower.grid[1] + 1, model.tower.width), torch.rand(4, 196)
-    image, text = model(torch.randn(tokens), patches, torch.randn(tokens))
+    image, text = model(model.remember(torch.randn(tokens)), patches, model.remember(torch.randn(tokens)))
     prompt_loss(model.logits(image, text), torch.tensor([0, 1, 2, 0]), 0.5).backward()
     with_gradient = {name for name, value in model.named_parameters() if value.grad is not None and value.grad.any()}
     assert with_gradient == {f"learned.{name}" for name in model.learned_state()}
@@ -130,7 +131,7 @@ def tower_upper_cls(tower: ImageTower, tokens: torch.Tensor, bias: torch.Tensor)
     try:
         tower.visual._pool, tower.visual.proj = keep, None
         with torch.no_grad():
-            tower.upper(tokens, bias=[bias])
+            tower.upper(tower.remember(tokens), bias=[bias])
     finally:
         tower.visual._pool, tower.visual.proj = pool, projection
     return seen["cls"]
