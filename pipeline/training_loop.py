@@ -165,7 +165,7 @@ def _round(
     training, held_out = parts
     while not progress.ended(train.epochs, train.patience, alone=held_out is None):
         for group in optimizer.param_groups:
-            group["lr"] = train.learning_rate * 0.5 * (1 + cos(pi * progress.epoch / train.epochs))
+            group["lr"] = group["peak"] * 0.5 * (1 + cos(pi * progress.epoch / train.epochs))
         loss = _train_epoch(model, optimizer, training, tuning, progress.epoch)
         logits, targets = _judge(model, held_out, tuning) if held_out else (None, None)
         progress.add_epoch(loss, logits, targets, _learned(model).learned_state())
@@ -182,7 +182,7 @@ def _build(tuning: Tuning) -> PromptedCLIP | DistributedDataParallel:
 
 def _optimizer(learned: PromptedCLIP, tuning: Tuning) -> torch.optim.Optimizer:
     train = tuning.config.train
-    return torch.optim.AdamW(learned.learned.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay)
+    return torch.optim.AdamW(learned.parameter_groups(train.learning_rate), weight_decay=train.weight_decay)
 
 
 def _learned(model: PromptedCLIP | DistributedDataParallel) -> PromptedCLIP:

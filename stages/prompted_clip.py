@@ -26,6 +26,8 @@ from stages.prompt_settings import PromptSettings
 from stages.tower import ImageTower, Remembered
 
 FOCUS_EPSILON = 0.01
+# How many times faster the scalars that start at zero learn: few steps must take them to where they matter.
+_SCALARS, _SCALARS_RATE = ("prompt_gates", "focus_strength", "fusion"), 30.0
 
 
 class PromptedCLIP(nn.Module):
@@ -94,6 +96,13 @@ class PromptedCLIP(nn.Module):
     def logits(self, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         """Cosine similarity [B, C] times CLIP's own (frozen) scale."""
         return self.clip.logit_scale.exp() * image @ text.T
+
+    def parameter_groups(self, rate: float) -> list[dict[str, Any]]:
+        """What an optimizer is given: each group of the learned part with its ``peak`` learning rate."""
+        scalars = [value for name, value in self.learned.items() if name in _SCALARS]
+        others = [value for name, value in self.learned.items() if name not in _SCALARS]
+        groups = [{"params": scalars, "peak": rate * _SCALARS_RATE}, {"params": others, "peak": rate}]
+        return [group for group in groups if group["params"]]
 
     def learned_state(self) -> dict[str, torch.Tensor]:
         """A copy of the learned part only, on the CPU."""

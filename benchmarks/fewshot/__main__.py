@@ -17,8 +17,9 @@ import pandas as pd
 import torch
 
 from benchmarks.fewshot import charts
+from benchmarks.fewshot.commands import by_commands
 from benchmarks.fewshot.examples import Examples
-from benchmarks.fewshot.methods import Method, Task, all_methods
+from benchmarks.fewshot.methods import ANCHOR, Method, Task, all_methods
 from benchmarks.fewshot.prepare import Backbone, Data, prepare, write_labels
 from benchmarks.fewshot.protocol import Budget, cross_fitted_temperature, judge
 from cluster.connect import connected
@@ -29,6 +30,7 @@ SHARES = ("5%", "10%", "20%", "50%", "100%")
 SHOTS = ("1 shots", "2 shots", "4 shots", "8 shots", "16 shots", "16 shots, natural")
 OURS, PAPERS = ("focus: masked_image", "focus: attention", "focus: both"), "regions laid over in colour"
 _TRUE = ", true masks"
+COMMANDS = "focus: both, by medfocus train and score, one draw"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,11 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(config.cluster.cpus or torch.get_num_threads())
     budgets = [Budget.parse(text) for text in call.budgets]
     rows, drawn = measure(data, config, backbone, budgets, call.seeds)
+    first = budgets[0].name
+    judged = by_commands(folder, config, drawn[first]["0"])
+    entry = {"method": COMMANDS, "budget": first, "seed": 0, "labels": len(drawn[first]["0"])}
+    rows = pd.concat([rows, pd.DataFrame([entry | {name: judged[name] for name in ("accuracy", "macro_auroc")}])])
     table = summary(rows)
     date = f"{datetime.now(UTC):%Y-%m-%d}"
     print(f"\n{data.name}: accuracy, mean ± standard deviation of {call.seeds} draws, {date}\n\n{table}\n", flush=True)
     _keep(folder, rows, table, drawn, config)
-    missed = targets(rows, data, budgets[0])
+    missed = targets(rows, data, budgets)
     print("\n".join(missed))
     return 1 if any("MISSED" in line for line in missed) else 0
 
@@ -88,12 +94,12 @@ def measure(
 
 
 def _contests(data: Data) -> dict[str, tuple[Examples, Examples]]:
-    """What each method is fitted and tested on: all with SAM2's masks, those that use masks with the true ones too."""
+    """What each method is fitted and tested on: all with SAM2's masks, the project's own with the true ones too."""
     contests = dict.fromkeys(all_methods(), (data.training, data.test))
+    if "imagenet" not in data.training.embeddings:
+        del contests[ANCHOR]
     if data.training_true is not None and data.test_true is not None:
-        for name, method in all_methods().items():
-            if method.masks:
-                contests[name + _TRUE] = (data.training_true, data.test_true)
+        contests |= {name + _TRUE: (data.training_true, data.test_true) for name in OURS}
     return contests
 
 
@@ -112,25 +118,45 @@ def contest(name: str, task: Task, training: Examples, test: Examples, seed: int
 def summary(rows: pd.DataFrame) -> str:
     """Markdown: a line a method, a column a budget."""
     grouped = rows.groupby(["method", "budget"], sort=False)["accuracy"].agg(["mean", "std"]).fillna(0.0)
-    shown = grouped.apply(lambda row: f"{row['mean']:.3f} ± {row['std']:.3f}", axis=1).unstack("budget", sort=False)
-    lines = [f"| method | {' | '.join(shown.columns)} |", "|---" * (1 + len(shown.columns)) + "|"]
-    return "\n".join([*lines, *(f"| {name} | {' | '.join(values)} |" for name, values in shown.iterrows())])
+    means, deviations = dict(grouped["mean"]), dict(grouped["std"])
+    cells = {key: f"{mean:.3f} ± {deviations[key]:.3f}" for key, mean in means.items()}
+    budgets = rows["budget"].unique().tolist()
+    lines = [f"| method | {' | '.join(budgets)} |", "|---" * (1 + len(budgets)) + "|"]
+    for name in rows["method"].unique().tolist():
+        lines.append(f"| {name} | {' | '.join(cells.get((name, budget), '') for budget in budgets)} |")
+    return "\n".join(lines)
 
 
-def targets(rows: pd.DataFrame, data: Data, budget: Budget) -> list[str]:
-    """What the method must reach, met or missed, at the smallest budget asked for."""
-    at = rows[rows["budget"] == budget.name].groupby("method")["accuracy"].agg(["mean", "std"])["mean"]
-    without = [name for name, method in all_methods().items() if not method.masks]
-    ours, rival = at[list(OURS)], at[without]
-    margin = 0.10 if data.name == "phantoms-hard" else 0.0
-    checks = [
-        (
-            f"{ours.idxmax()} {ours.max():.3f}, {margin:.2f} over {rival.idxmax()} {rival.max():.3f}",
-            ours.max() - rival.max() >= margin,
-        ),
-        (f"{ours.idxmax()} {ours.max():.3f}, not below {PAPERS} {at[PAPERS]:.3f}", ours.max() >= at[PAPERS]),
-    ]
-    return [f"{budget.name}: {what}: {'met' if met else 'MISSED'}" for what, met in checks]
+def targets(rows: pd.DataFrame, data: Data, budgets: Sequence[Budget]) -> list[str]:
+    """What the method must reach, a line each that says met or MISSED.
+
+    On hard phantoms, at the first budget: 10 points over the best method without masks, and not below the paper's way.
+    On other data, at every budget: not below the best method without masks by more than a standard deviation; and at 5
+    and 10 %, ahead of the anchor where it is there.
+    """
+    figures = rows.groupby(["budget", "method"])["accuracy"].agg(["mean", "std"]).fillna(0.0)
+    without = [name for name, method in all_methods().items() if not method.masks and name != ANCHOR]
+    lines = []
+
+    def check(budget: Budget, what: str, met: bool) -> None:
+        lines.append(f"{budget.name}: {what}: {'met' if met else 'MISSED'}")
+
+    for budget in budgets[:1] if data.name == "phantoms-hard" else budgets:
+        of_budget = figures.loc[budget.name]
+        at, spreads = dict(of_budget["mean"]), dict(of_budget["std"])
+        best, rival = max(OURS, key=lambda name: at[name]), max(without, key=lambda name: at[name])
+        both, theirs, spread = at["focus: both"], at[rival], spreads[rival]
+        shown = f"{best} {at[best]:.3f}"
+        if data.name == "phantoms-hard":
+            check(budget, f"{shown}, 0.10 over {rival} {theirs:.3f}", at[best] >= theirs + 0.10)
+            check(budget, f"{shown}, not below {PAPERS} {at[PAPERS]:.3f}", at[best] >= at[PAPERS])
+            continue
+        check(
+            budget, f"focus: both {both:.3f}, not below {rival} {theirs:.3f} by {spread:.3f}", both >= theirs - spread
+        )
+        if budget.name in ("5%", "10%") and ANCHOR in at:
+            check(budget, f"{shown}, ahead of {ANCHOR} {at[ANCHOR]:.3f}", at[best] > at[ANCHOR])
+    return lines
 
 
 def _keep(folder: Path, rows: pd.DataFrame, table: str, drawn: dict, config: Config) -> None:

@@ -20,6 +20,8 @@ from stages.prompt_settings import PromptSettings
 from stages.prompted_clip import PromptedCLIP
 from stages.tower import Remembered
 
+# Only where its features are there.
+ANCHOR = "linear probe, EfficientNet-Lite0 of ImageNet"
 TEMPLATES = (
     "a medical image showing {}",
     "a picture showing {}",
@@ -185,6 +187,7 @@ class PromptTuning:
     masks: bool = False
     template: str = TEMPLATES[0]
     epochs: int = 40
+    most_steps: int = 100
     batch_size: int = 32
     learning_rate: float = 5e-3
     contrastive_weight: float = 0.5
@@ -202,11 +205,12 @@ class PromptTuning:
             class_context=False,
         )
         model = PromptedCLIP(task.clip, task.tokenizer, settings)
-        optimizer = torch.optim.AdamW(model.learned.parameters(), lr=self.learning_rate, weight_decay=1e-3)
+        optimizer = torch.optim.AdamW(model.parameter_groups(self.learning_rate), weight_decay=1e-3)
         target = torch.from_numpy(examples.targets(task.classes))
-        for epoch in range(self.epochs):
+        epochs = max(1, min(self.epochs, self.most_steps // math.ceil(len(target) / self.batch_size)))
+        for epoch in range(epochs):
             for group in optimizer.param_groups:
-                group["lr"] = self.learning_rate * 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
+                group["lr"] = group["peak"] * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
             for rows in torch.randperm(len(target)).split(self.batch_size):
                 image, text = model(*self._inputs(examples, rows.numpy()))
                 loss = prompt_loss(model.logits(image, text), target[rows], self.contrastive_weight)
@@ -237,6 +241,7 @@ def all_methods() -> dict[str, Method]:
     return {
         "zero-shot, several templates": ZeroShot(),
         "linear probe": LinearProbe(),
+        ANCHOR: LinearProbe(view="imagenet"),
         "text-informed probe (LP++)": TextInformedProbe(),
         "cache model (Tip-Adapter-F)": CacheModel(),
         "text context only (CoOp)": PromptTuning(visual_prompts=0),

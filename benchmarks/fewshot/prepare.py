@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from benchmarks.fewshot import anchor
 from benchmarks.fewshot.examples import Examples
 from pipeline import checkpoints, embed, pack
 from pipeline.config import Config
@@ -102,6 +103,7 @@ def _examples(features: Path, source: Path, backbone: Backbone, true_masks: Path
     return examples(
         tokens,
         backbone.tower,
+        anchor.embeddings(pixels) if anchor.available() else None,
         image_id=np.array(names, object),
         label=np.array(table["label"].to_pylist(), object),
         patient=np.array(patients, object),
@@ -109,10 +111,14 @@ def _examples(features: Path, source: Path, backbone: Backbone, true_masks: Path
     )
 
 
-def examples(tokens: dict[str, np.ndarray], tower: ImageTower, **columns: np.ndarray) -> Examples:
-    """Examples of tokens float16 [N, L, D] of each view, taken as far as nothing is learned."""
+def examples(
+    tokens: dict[str, np.ndarray], tower: ImageTower, imagenet: np.ndarray | None = None, **columns: np.ndarray
+) -> Examples:
+    """Examples of tokens float16 [N, L, D] of each view, taken as far as nothing is learned; and the anchor's."""
     upper = {view: _upper(values, tower) for view, values in tokens.items()}
     cls, memory, embeddings = ({view: parts[index] for view, parts in upper.items()} for index in range(3))
+    if imagenet is not None:
+        embeddings["imagenet"] = imagenet
     return Examples(cls=cls, memory=memory, embeddings=embeddings, **columns)
 
 

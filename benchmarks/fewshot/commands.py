@@ -1,0 +1,34 @@
+"""The same budget through the project's own commands: train on the drawn rows, score and evaluate the test set."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline import evaluate, records, score, train
+from pipeline.commit import FEATURES, RUN_FILE
+from pipeline.config import Config
+
+
+def by_commands(folder: Path, config: Config, drawn: Collection[str]) -> dict[str, Any]:
+    """What ``evaluate`` says of a model that ``train`` made of the drawn images.
+
+    Args:
+        folder: with ``train-features`` and ``test-shards``, as ``prepare`` left it.
+        config: of the commands.
+        drawn: ``image_id`` of the images whose labels are given.
+    """
+    features = folder / "drawn-features"
+    (features / FEATURES).mkdir(parents=True)
+    (features / RUN_FILE).write_text((folder / "train-features" / RUN_FILE).read_text())
+    for path in sorted((folder / "train-features" / FEATURES).glob("*.parquet")):
+        table = pq.read_table(path)
+        given = table.filter(pc.is_in(table["image_id"], value_set=pa.array(list(drawn))))
+        if given.num_rows:
+            (features / FEATURES / path.name).write_bytes(records.encode(given))
+    trained = train.run(config, str(features), "fewshot")
+    score.run(config, str(folder / "test-shards"), str(folder / "out"), trained["model_uri"])
+    return evaluate.run(config, str(folder / "out"), str(folder / "test-shards"))
