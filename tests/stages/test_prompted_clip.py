@@ -137,6 +137,43 @@ def tower_upper_cls(tower: ImageTower, tokens: torch.Tensor, bias: torch.Tensor)
     return seen["cls"]
 
 
+def test_prompts_equal_attention_computed_by_hand(starter_clip) -> None:
+    """What gated prompts add to CLS in the last block, in float64 from the weights alone."""
+    tower = ImageTower(starter_clip, len(starter_clip.visual.transformer.resblocks) - 1)
+    block = starter_clip.visual.transformer.resblocks[-1].double()
+    tokens = torch.randn(2, 197, tower.width, dtype=torch.float64)
+    prompts, gate = torch.randn(3, tower.width, dtype=torch.float64), torch.randn(tower.heads, dtype=torch.float64)
+    seen: list[torch.Tensor] = []
+    handle = block.attn.out_proj.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0][:, 0]))
+    pool = tower.visual._pool
+    try:
+        tower.visual._pool = lambda x: (x[:, 0].float(), x[:, 1:])
+        with torch.no_grad():
+            tower.upper(tower.remember(tokens))
+            tower.upper(tower.remember(tokens), prompts=[prompts], gates=[gate])
+        weight, offset, width = block.attn.in_proj_weight, block.attn.in_proj_bias, tower.width
+        query = block.ln_1(tokens[:, 0]) @ weight[:width].T + offset[:width]
+        key, value = ((block.ln_1(prompts) @ weight[width:].T) + offset[width:]).split(width, 1)
+        each = width // tower.heads
+        for head in range(tower.heads):
+            part = slice(head * each, (head + 1) * each)
+            share = (query[:, part] @ key[:, part].T / each**0.5).softmax(-1)
+            added = torch.tanh(gate[head]) * share @ value[:, part]
+            assert torch.allclose(seen[1][:, part] - seen[0][:, part], added, atol=1e-9)
+    finally:
+        handle.remove()
+        tower.visual._pool = pool
+        block.float()
+
+
+def test_an_optimizer_gets_each_learned_tensor_once(starter_clip, starter_tokenizer) -> None:
+    model = PromptedCLIP(starter_clip, starter_tokenizer, settings())
+    groups = model.parameter_groups(1e-3)
+    given = [id(value) for group in groups for value in group["params"]]
+    assert sorted(given) == sorted(id(value) for value in model.learned.values())
+    assert {group["peak"] for group in groups} == {1e-3, 3e-2}
+
+
 def test_the_learned_state_is_a_copy(starter_clip, starter_tokenizer) -> None:
     model = PromptedCLIP(starter_clip, starter_tokenizer, settings())
     kept = model.learned_state()
