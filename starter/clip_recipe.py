@@ -46,7 +46,6 @@ class Recipe:
     batch_size = 32
     learning_rate = 1e-3
     image_size = 224
-    last_part = 0.4
 
     def __init__(self, device: str, seed: int, start: Path | None):
         self.model = load_clip(ARCHITECTURE, start, device=device, seed=seed).train().requires_grad_(True)

@@ -43,7 +43,9 @@ class Phantoms(IterableDataset[Phantom]):
             index += step
 
 
-def train(name: str, *, steps: int, out: Path, seed: int, device: str, start: Path | None = None) -> list[float]:
+def train(
+    name: str, *, steps: int, out: Path, seed: int, device: str, start: Path | None = None, after: float = 0.0
+) -> list[float]:
     """Train for a number of steps and write the weights; returns the loss of each step of this call.
 
     Args:
@@ -52,11 +54,11 @@ def train(name: str, *, steps: int, out: Path, seed: int, device: str, start: Pa
         out: folder for the weights and the checkpoint.
         seed: of the weights and the phantoms.
         device: ``cpu`` or ``cuda``.
-        start: weights of an earlier training to begin with; then the steps are those of the recipe's last part.
+        start: weights of an earlier training to begin with.
+        after: share of the recipe that these weights have behind them; the steps are the rest of it.
     """
     torch.manual_seed(seed)
     recipe = RECIPES[name].Recipe(device, seed, start)
-    skipped = recipe.last_part if start else 0.0
     optimizer = torch.optim.AdamW(recipe.parameters, lr=recipe.learning_rate, weight_decay=0.05, betas=(0.9, 0.98))
     checkpoint = out / f"{name}-checkpoint.pt"
     done = _resume(checkpoint, recipe, optimizer)
@@ -64,7 +66,7 @@ def train(name: str, *, steps: int, out: Path, seed: int, device: str, start: Pa
     losses: list[float] = []
     started = time.monotonic()
     for step in range(done, steps):
-        share = skipped + (1 - skipped) * step / steps
+        share = after + (1 - after) * step / steps
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * min(1, step / steps / _WARM_UP) * 0.5 * (1 + cos(pi * share))
         loss = recipe.loss(next(batches), share)
@@ -113,10 +115,12 @@ def main() -> int:
     parser.add_argument("--steps", type=int, required=True, help="steps in all")
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights and the checkpoint")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--start", type=Path, help="weights to begin with, for the last part of the recipe alone")
+    parser.add_argument("--start", type=Path, help="weights of an earlier training to begin with")
+    parser.add_argument("--after", type=float, default=0.0, help="share of the recipe that these have behind them")
     call = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    train(call.model, steps=call.steps, out=call.out, seed=call.seed, device=device, start=call.start)
+    options = {"steps": call.steps, "out": call.out, "seed": call.seed, "start": call.start, "after": call.after}
+    train(call.model, device=device, **options)
     return 0
 
 
