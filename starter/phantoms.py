@@ -24,6 +24,7 @@ PRESETS = ("easy", "hard")
 IMAGES_PER_PATIENT = 4
 # Share of the image that one lesion covers, about; log-uniform between the two.
 _LESION_AREA = {"easy": (0.01, 0.05), "hard": (0.005, 0.01)}
+_DECOY_AREA = (0.01, 0.05)
 _MOST_LESIONS = 3
 _KIND_WORDS = {
     "solid mass": ("a solid mass", "a smooth round mass", "a well defined nodule", "a homogeneous bright mass"),
@@ -74,8 +75,8 @@ def draw(index: int, *, seed: int = 0, preset: str = "easy", size: int = 256, he
     Args:
         index: 0 or more. Four indices in a row are images of one patient.
         seed: of the whole set.
-        preset: ``easy``, or ``hard``: lesions of 0.5 to 3 % of the image, and decoys that look like lesions of the
-            other classes outside of the organ where lesions sit.
+        preset: ``easy``, or ``hard``: lesions of 0.5 to 3 % of the image in all, and three to five larger decoys that
+            look like lesions of the other classes, outside of the body, where no lesion can be.
         size: side in pixels, 32 or more.
         healthy: share of images without a lesion, with the label ``no lesion``.
 
@@ -163,9 +164,9 @@ def _draw_decoys(random: np.random.Generator, anatomy: Anatomy, label: str) -> n
     places = np.flatnonzero(outside)
     others = [kind for kind in CLASSES if kind != label]
     masks = [np.zeros((0, size, size), bool)]
-    for _ in range(int(random.integers(2, 5)) if len(places) else 0):
+    for _ in range(int(random.integers(3, 6)) if len(places) else 0):
         kind = others[int(random.integers(len(others)))]
-        area = float(np.exp(random.uniform(*np.log(_LESION_AREA["hard"]))))
+        area = float(np.exp(random.uniform(*np.log(_DECOY_AREA))))
         masks.append(draw_lesion(random, anatomy.picture, kind, _pick(random, places, size), area)[None])
     return np.concatenate(masks)
 
