@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = pd.concat([rows, pd.DataFrame([entry | {name: judged[name] for name in ("accuracy", "macro_auroc")}])])
     table = summary(rows)
     date = f"{datetime.now(UTC):%Y-%m-%d}"
-    print(f"\n{data.name}: accuracy, mean ± standard deviation of {call.seeds} draws, {date}\n\n{table}\n", flush=True)
+    print(f"\n{data.name}: accuracy, mean ± standard deviation, draws: {call.seeds}, {date}\n\n{table}\n", flush=True)
     _keep(folder, rows, table, drawn, config)
     missed = targets(rows, data, budgets)
     print("\n".join(missed))
