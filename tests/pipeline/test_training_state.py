@@ -53,7 +53,8 @@ def test_the_best_epoch_of_a_round_is_kept_and_the_last_round_is_as_long() -> No
 def test_what_is_saved_is_what_goes_on(model: PromptedCLIP, tmp_path: Path) -> None:
     optimizer = torch.optim.AdamW(model.learned.parameters(), lr=0.1)
     progress = Progress.beginning(model.learned_state())
-    image, text = model(torch.randn(3, 197, 192), torch.rand(3, 196), torch.randn(3, 197, 192))
+    whole, region = (model.remember(torch.randn(3, 197, 192)) for _ in range(2))
+    image, text = model(whole, torch.rand(3, 196), region)
     torch.nn.functional.cross_entropy(model.logits(image, text), TARGETS).backward()
     optimizer.step()
     progress.add_epoch(0.5, says(1.0), TARGETS.clone(), model.learned_state())

@@ -59,8 +59,7 @@ def test_the_mask_loss_equals_its_definition() -> None:
         for mask in range(3):
             chance = logits[prompt, mask].double().sigmoid()
             right = torch.where(target > 0, chance, 1 - chance)
-            weight = torch.where(target > 0, 0.25, 0.75)
-            focal = (-weight * (1 - right) ** 2 * right.log()).mean()
+            focal = (-0.5 * (1 - right) ** 2 * right.log()).mean()
             dice = 1 - (2 * (chance * target).sum() + 1) / (chance.sum() + target.sum() + 1)
             costs.append(20 * focal + dice)
             inside, true = logits[prompt, mask] > 0, target > 0
@@ -69,6 +68,15 @@ def test_the_mask_loss_equals_its_definition() -> None:
         assert best[prompt] == int(torch.stack(costs).argmin())
     expected = torch.stack(shapes).mean() + torch.stack(gaps).double().mean()
     assert found.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_an_empty_target_teaches_no_shape_only_that_its_iou_is_zero() -> None:
+    logits = torch.randn(2, 3, sam2_recipe._COMPARED, sam2_recipe._COMPARED, requires_grad=True)
+    iou = torch.full((2, 3), 0.4, requires_grad=True)
+    targets = torch.zeros(2, sam2_recipe._COMPARED, sam2_recipe._COMPARED)
+    loss, _ = sam2_recipe._mask_loss(logits, iou, targets)
+    loss.backward()
+    assert loss.item() == pytest.approx(0.4) and not logits.grad.any() and (iou.grad > 0).all()
 
 
 def test_training_phantoms_are_none_of_the_demo_s() -> None:
