@@ -70,12 +70,11 @@ class Epoch:
         """Seconds for each part and ``IMAGES`` images; the region finder's are scaled from fewer."""
         files = encoded(IMAGES)
         decoded = self.decode(files)
-        masked = self.segment(self.decode({name: column[:SEGMENTED] for name, column in files.items()}))
-        masked = decoded | {"mask_counts": np.resize(masked["mask_counts"], IMAGES)}
+        few = {name: column[:SEGMENTED] for name, column in decoded.items()}
+        masked = decoded | {"mask_counts": np.resize(self.segment(few)["mask_counts"], IMAGES)}
         features = self.embed(masked)
         remembered = self.remember(features)
         self.step(features, remembered)  # warm
-        few = {name: column[:SEGMENTED] for name, column in decoded.items()}
         return {
             "decode": seconds(lambda: self.decode(files)),
             "segment": seconds(lambda: self.segment(few)) * IMAGES / SEGMENTED,
