@@ -254,11 +254,12 @@ class ImageTower(nn.Module):
         for index, block in enumerate(self.blocks):
             keys, values = remembered.memory[:, index].unbind(1)
             query, key, value = _project(block, block.norm(cls))
-            # By parts: the memory is large, and nothing of it is to be copied.
-            among_patches = (query * query.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
+            # By parts: to join CLS's own key and value to the memory would copy all of it.
+            scaled = query * query.shape[-1] ** -0.5
+            among_patches = scaled @ keys.transpose(-1, -2)
             if bias is not None:
                 among_patches = among_patches + bias[index][:, None, None]
-            itself = (query * key).sum(-1, keepdim=True) * query.shape[-1] ** -0.5
+            itself = (scaled * key).sum(-1, keepdim=True)
             share = torch.cat([itself, among_patches], -1).softmax(-1)
             mixed = share[..., :1] * value + share[..., 1:] @ values
             if prompts is not None and gates is not None:
