@@ -71,7 +71,11 @@ class Epoch:
         files = encoded(IMAGES)
         decoded = self.decode(files)
         few = {name: column[:SEGMENTED] for name, column in decoded.items()}
-        masked = decoded | {"mask_counts": np.resize(self.segment(few)["mask_counts"], IMAGES)}
+        found = self.segment(few)
+        masked = decoded | {
+            "mask_counts": np.resize(found["mask_counts"], IMAGES),
+            "region_box": np.resize(found["region_box"], (IMAGES, 4)),
+        }
         features = self.embed(masked)
         remembered = self.remember(features)
         self.step(features, remembered)  # warm

@@ -69,6 +69,7 @@ def one_click(model: Any, phantoms: Sequence[Phantom], place: Callable[[np.ndarr
     for phantom in phantoms:
         features = encode_images(model, torch.from_numpy(phantom.image[None, :, :, None]))
         points = torch.tensor([place(mask) for mask in phantom.lesions], dtype=torch.float32)[:, None]
+        points *= model.image_size / phantom.image.shape[0]
         labels = torch.ones(len(points), 1, dtype=torch.int)
         logits, predicted = decode_prompts(model, features.repeat(len(points)), points, labels)
         full = torch.nn.functional.interpolate(logits, phantom.image.shape, mode="bilinear", align_corners=False) > 0
@@ -195,7 +196,7 @@ def measure() -> list[Row]:
         at_most("region finder: share of the image kept", kept, 0.35),
     ]
     grid = config.segment.points_per_side**2
-    points = torch.from_numpy(np.random.default_rng(SEED).uniform(0, 256, (grid, 2)).astype(np.float32))
+    points = torch.from_numpy(np.random.default_rng(SEED).uniform(0, sam2.image_size, (grid, 2)).astype(np.float32))
     covered, kept = covering(region_finder(sam2, mixed, points), mixed)
     rows.append(Row(f"{grid} random points: covered, kept", f"{covered:.3f}, {kept:.3f}"))
     few = mixed[:IMAGES_OF_THE_GENERATOR]

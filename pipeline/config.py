@@ -98,7 +98,7 @@ class ClipSection(Section):
 class ModelSection(Section):
     """The learned part: prompts above the cut."""
 
-    focus: Focus = Field("both", description="how the mask guides: none, masked_image, attention or both")
+    focus: Focus = Field("both", description="none, masked_image (the best region beside the image), attention, both")
     visual_prompts: int = Field(4, ge=0, le=64, description="learned visual tokens a block above the cut")
     text_context: int = Field(4, ge=0, le=16, description="learned context vectors added to the template's words")
     class_context: bool = Field(False, description="each class learns a context of its own; else they share one")

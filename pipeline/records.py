@@ -79,8 +79,8 @@ def prediction_schema(classes: Sequence[str]) -> pa.Schema:
 def feature_schema(tokens: int, width: int, region: bool) -> pa.Schema:
     """Schema of feature rows of a tower with ``tokens`` tokens (CLS first) of ``width``.
 
-    ``region_tokens`` holds the tokens of the image outside of whose focus mask all is grey; it is there when the
-    model's ``focus`` is ``masked_image`` or ``both``.
+    ``region_tokens`` holds the tokens of a crop about the image's best region; it is there when the model's ``focus``
+    is ``masked_image`` or ``both``.
     """
     kept = pa.fixed_shape_tensor(pa.float16(), [tokens, width])
     fields = [

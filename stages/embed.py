@@ -1,4 +1,4 @@
-"""Tokens of the frozen lower part of CLIP, and how much of each patch the mask covers."""
+"""Tokens of the frozen lower part of CLIP, of the image and of its best region, and the mask's share of each patch."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,19 +7,22 @@ import numpy as np
 import torch
 
 from stages.batch import Batch, fail, well, writable
-from stages.masks import cover, decode_mask
+from stages.masks import cover, decode_mask, square_about
 from stages.tower import ImageTower
+
+# How much of its side is shown around a region.
+_MARGIN = 0.15
 
 
 class Embed:
-    """Run the part of CLIP below the cut on the image, and on the masked image where that is asked for.
+    """Run the part of CLIP below the cut on the image, and on its best region where that is asked for.
 
-    In the masked image everything outside the focus mask is replaced by the model's mean colour, which is zero
-    after normalisation.
+    The region is shown large: the square about it with a margin, as a crop. What is around it inside of the square
+    stays: a region's outline against its surroundings tells what it is.
 
     Args:
         tower: image tower of a frozen CLIP.
-        region: whether the tokens of the masked image are made too.
+        region: whether the tokens of the region are made too.
         batch_size: images in one pass.
     """
 
@@ -33,7 +36,8 @@ class Embed:
         """Embed a batch.
 
         Args:
-            batch: ``pixels`` uint8 [N, S, S, 1 or 3], ``mask_counts`` str [N], ``height`` and ``width``.
+            batch: ``pixels`` uint8 [N, S, S, 1 or 3], ``mask_counts`` str [N], ``region_box`` float32 [N, 4],
+                ``height`` and ``width``.
 
         Returns:
             The batch without ``pixels`` and with ``tokens`` float16 [N, L, D], ``focus`` float16 [N, L-1] and,
@@ -59,7 +63,8 @@ class Embed:
         images = self.tower.normalise(torch.from_numpy(np.ascontiguousarray(batch["pixels"][rows])).to(self.device))
         tokens = {"tokens": self._lower(images)}
         if self.region:
-            tokens["region_tokens"] = self._lower(images * covered[:, None])
+            regions = [self.tower.normalise(self._zoom(batch["pixels"][row], batch["region_box"][row])) for row in rows]
+            tokens["region_tokens"] = self._lower(torch.cat(regions))
         cells = torch.nn.functional.adaptive_avg_pool2d(covered[:, None], self.tower.grid)
         out["focus"][rows] = cells.flatten(1).half().cpu().numpy()
         for name, value in tokens.items():
@@ -67,6 +72,12 @@ class Embed:
         for row in rows:
             if not all(np.isfinite(out[name][row]).all() for name in tokens):
                 fail(out, row, "embed", "NotFinite", "CLIP gave tokens that are not finite in float16 for this image")
+
+    def _zoom(self, pixels: np.ndarray, box: np.ndarray) -> torch.Tensor:
+        """The square about a box of pixels uint8 [S, S, c], uint8 [1, s, s, c]."""
+        left, top, side = square_about(box, len(pixels), _MARGIN)
+        part = pixels[None, top : top + side, left : left + side]
+        return torch.from_numpy(np.ascontiguousarray(part)).to(self.device)
 
     def _lower(self, images: torch.Tensor) -> np.ndarray:
         return self.tower.lower(images).half().cpu().numpy()

@@ -1,4 +1,4 @@
-"""Binary masks: COCO run-length codes, and the share of each cell of a grid that a mask covers."""
+"""Binary masks: COCO run-length codes, boxes, and the share of each cell of a grid that a mask covers."""
 
 import numpy as np
 from pycocotools import mask as coco
@@ -27,6 +27,36 @@ def cover(mask: np.ndarray, rows: int, columns: int) -> np.ndarray:
     down = _overlaps(mask.shape[0], rows)
     across = _overlaps(mask.shape[1], columns)
     return np.clip(down @ mask.astype(np.float32) @ across.T, 0, 1)
+
+
+def bounding_box(mask: np.ndarray) -> np.ndarray:
+    """Left, top, right and bottom of what a mask, bool [H, W], holds, as shares of its sides; of an empty one, all.
+
+    Returns:
+        float32 [4] in 0..1.
+    """
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return np.array([0, 0, 1, 1], np.float32)
+    edges = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+    return (edges / np.array([mask.shape[1], mask.shape[0]] * 2)).astype(np.float32)
+
+
+def square_about(box: np.ndarray, size: int, margin: float) -> tuple[int, int, int]:
+    """The square of whole pixels about a box, moved to lie inside of the image and no larger than it.
+
+    Args:
+        box: left, top, right and bottom as shares of the sides (``bounding_box``).
+        size: side of the square image in pixels.
+        margin: what is added on each side, as a share of the box's longer side.
+
+    Returns:
+        Left, top and side in pixels.
+    """
+    left, top, right, bottom = (float(edge) * size for edge in box)
+    side = min(size, max(1, round((1 + 2 * margin) * max(right - left, bottom - top))))
+    corner = [min(max(round((low + high - side) / 2), 0), size - side) for low, high in ((left, right), (top, bottom))]
+    return corner[0], corner[1], side
 
 
 def _overlaps(pixels: int, cells: int) -> np.ndarray:

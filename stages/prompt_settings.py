@@ -25,5 +25,5 @@ class PromptSettings:
 
     @property
     def uses_region(self) -> bool:
-        """Whether the tokens of the masked image are needed."""
+        """Whether the tokens of the best region are needed."""
         return self.focus in ("masked_image", "both")

@@ -71,7 +71,7 @@ class PromptedCLIP(nn.Module):
         Args:
             whole: B images at the cut (``remember``).
             focus: [B, L-1], share of each patch that the mask covers.
-            region: the same of the masked images; None unless the settings use it.
+            region: the same of the images' best regions; None unless the settings use it.
 
         Returns:
             Image embeddings float32 [B, E] and class embeddings float32 [C, E].

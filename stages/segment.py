@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from stages import torchvision_ops  # noqa: F401  before sam2
 from stages.batch import Batch, fail, well, writable
-from stages.masks import encode_mask
+from stages.masks import bounding_box, encode_mask
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
@@ -117,14 +117,16 @@ class Segment:
             batch: ``pixels`` uint8 [N, S, S, 1 or 3], ``height`` and ``width`` int32 [N], failure columns.
 
         Returns:
-            The batch with ``mask_counts`` str [N] (COCO run-length counts at height x width) and ``mask_score``
-            float32 [N] (rank score of the best region, 0 where the whole image stands in). A row for which the
-            model gives numbers that are not finite fails at ``segment``.
+            The batch with ``mask_counts`` str [N] (COCO run-length counts at height x width), ``mask_score``
+            float32 [N] (rank score of the best region, 0 where the whole image stands in) and ``region_box`` float32
+            [N, 4] (left, top, right and bottom of the best region, as shares of the sides). A row for which the model
+            gives numbers that are not finite fails at ``segment``.
         """
         out = writable(batch)
         rows = well(batch)
         counts = np.full(len(batch["image_id"]), "", dtype=object)
         score = np.zeros(len(counts), np.float32)
+        box = np.tile(np.array([0, 0, 1, 1], np.float32), (len(counts), 1))
         for start in range(0, len(rows), self.batch_size):
             chosen = rows[start : start + self.batch_size]
             sizes = [(int(batch["height"][row]), int(batch["width"][row])) for row in chosen]
@@ -134,8 +136,10 @@ class Segment:
                     fail(out, row, "segment", "NotFinite", "SAM2 gave numbers that are not finite for this image")
                     continue
                 counts[row] = encode_mask(self._union(candidates, size))
-                score[row] = candidates.score.max().item() if candidates.score.numel() else 0.0
-        return out | {"mask_counts": counts, "mask_score": score}
+                if candidates.score.numel():
+                    score[row] = candidates.score[0, 0].item()
+                    box[row] = bounding_box((candidates.logits[0, 0] > 0).cpu().numpy())
+        return out | {"mask_counts": counts, "mask_score": score, "region_box": box}
 
     @torch.inference_mode()
     def find(self, pixels: np.ndarray) -> list[Candidates | None]:

@@ -2,9 +2,9 @@
 
 What decides the kind of a lesion is a few of an image's patches, and a caption tells of it in two words: from captions
 alone the tower learns organs and machines, and no kinds, for thousands of steps. So each patch also learns what kind
-of lesion it shows and which parts of the anatomy, under a linear head that is thrown away. Half of the images are crops
-about a lesion, so that its kind is seen large too; of a quarter, nothing is left but the lesions and what is near them,
-so that a masked image is nothing strange.
+of lesion it shows, which parts of the anatomy and, of the whole image, which machine made it, under a linear head that
+is thrown away. Half of the images are crops about a lesion, so that its kind is seen large too; of a quarter, nothing
+is left but the lesions and what is near them, so that a masked image is nothing strange.
 """
 
 from collections.abc import Sequence
@@ -24,11 +24,13 @@ from open_clip import ClipLoss
 
 from stages.tower import ImageTower
 from stages.weights import load_clip, load_tokenizer
-from starter.anatomy import PARTS
+from starter.anatomy import MODALITIES, PARTS
 from starter.lesions import CLASSES
 from starter.phantoms import Phantom
 
 ARCHITECTURE = Path(__file__).parent / "clip"
+# Outputs of the linear head: kinds of lesion and none, parts of the anatomy, machines.
+_SEEN = (len(CLASSES) + 1, len(PARTS), len(MODALITIES))
 # Share of a patch that a lesion must cover to be seen there.
 _COVERED = 0.2
 _CROPPED, _MASKED = 0.5, 0.25
@@ -46,12 +48,14 @@ class Recipe:
     batch_size = 32
     learning_rate = 1e-3
     image_size = 224
+    # That there are misleading marks, and where, is for the focus mask to tell.
+    decoys = False
 
     def __init__(self, device: str, seed: int, start: Path | None):
         self.model = load_clip(ARCHITECTURE, start, device=device, seed=seed).train().requires_grad_(True)
         self.tokenizer = load_tokenizer(ARCHITECTURE)
         self.tower = ImageTower(self.model, 1)
-        self.seeing = torch.nn.Linear(self.tower.width, len(CLASSES) + 1 + len(PARTS)).to(device)
+        self.seeing = torch.nn.Linear(self.tower.width, sum(_SEEN)).to(device)
         self.parameters = [*self.model.parameters(), *self.seeing.parameters()]
         self.contrast = ClipLoss()
         self.device = device
@@ -72,9 +76,11 @@ class Recipe:
         tokens = visual.ln_post(visual.transformer(visual._embeds(images)))
         image = F.normalize(tokens[:, 0] @ visual.proj, dim=-1)
         contrast = self.contrast(image, self.model.encode_text(text, normalize=True), self.model.logit_scale.exp())
-        kinds, parts = self.seeing(tokens[:, 1:]).split((len(CLASSES) + 1, len(PARTS)), -1)
+        kinds, parts, machines = self.seeing(tokens[:, 1:]).split(_SEEN, -1)
         anatomy = F.binary_cross_entropy_with_logits(parts, self._parts(phantoms, boxes))
-        return contrast + self._kind_loss(kinds, self._kinds(phantoms, boxes)) + anatomy
+        made_by = torch.tensor([MODALITIES.index(phantom.modality) for phantom in phantoms], device=self.device)
+        machine = F.cross_entropy(machines.mean(1), made_by)
+        return contrast + self._kind_loss(kinds, self._kinds(phantoms, boxes)) + anatomy + machine
 
     def _kind_loss(self, logits: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of the kind of lesion, or none, at every patch, of logits [B, P, 5] and kinds int64 [B, P].

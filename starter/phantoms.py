@@ -64,7 +64,15 @@ class Phantom:
     caption: str
 
 
-def draw(index: int, *, seed: int = 0, preset: str = "easy", size: int = 256, healthy: float = 0.0) -> Phantom:
+def draw(
+    index: int,
+    *,
+    seed: int = 0,
+    preset: str = "easy",
+    size: int = 256,
+    healthy: float = 0.0,
+    decoys: bool = True,
+) -> Phantom:
     """Draw the phantom of an index; the same call gives the same phantom, in any order.
 
     Organ, modality and site are uniform. Classes take turns, so that any run of four indices has one of each. An
@@ -79,6 +87,7 @@ def draw(index: int, *, seed: int = 0, preset: str = "easy", size: int = 256, he
             look like lesions of the other classes, outside of the body, where no lesion can be.
         size: side in pixels, 32 or more.
         healthy: share of images without a lesion, with the label ``no lesion``.
+        decoys: whether the preset's decoys are drawn.
 
     Raises:
         ValueError: a value is out of its range.
@@ -96,17 +105,17 @@ def draw(index: int, *, seed: int = 0, preset: str = "easy", size: int = 256, he
     anatomy = ORGANS[organ](random, size, modality)
     picture = anatomy.picture
     picture += 0.025 * smooth_field(random, size, 24)
-    lesions = decoys = np.zeros((0, size, size), bool)
+    lesions = misleading = np.zeros((0, size, size), bool)
     if label != "no lesion":
         lesions = _draw_lesions(random, anatomy, label, preset)
-    if preset == "hard":
-        decoys = _draw_decoys(random, anatomy, label)
+    if preset == "hard" and decoys:
+        misleading = _draw_decoys(random, anatomy, label)
     image = expose(random, picture, modality, site)
     caption = _caption(random, modality, organ, label)
     return Phantom(
         image=_burn_in(random, image),
         lesions=lesions,
-        decoys=decoys,
+        decoys=misleading,
         anatomy=anatomy.parts,
         label=label,
         modality=modality,

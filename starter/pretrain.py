@@ -30,8 +30,8 @@ _HEALTHY = 0.1
 class Phantoms(IterableDataset[Phantom]):
     """Phantoms without end, both presets in turn, from an index on; workers share them out."""
 
-    def __init__(self, seed: int, size: int, start: int):
-        self.seed, self.size, self.start = seed, size, start
+    def __init__(self, seed: int, size: int, start: int, decoys: bool):
+        self.seed, self.size, self.start, self.decoys = seed, size, start, decoys
 
     def __iter__(self) -> Iterator[Phantom]:
         worker = get_worker_info()
@@ -39,7 +39,8 @@ class Phantoms(IterableDataset[Phantom]):
         index = self.start + offset
         while True:
             preset = PRESETS[index // len(PRESETS) % len(PRESETS)]
-            yield draw(index, seed=TRAINING_SEED + self.seed, preset=preset, size=self.size, healthy=_HEALTHY)
+            seed = TRAINING_SEED + self.seed
+            yield draw(index, seed=seed, preset=preset, size=self.size, healthy=_HEALTHY, decoys=self.decoys)
             index += step
 
 
@@ -85,7 +86,7 @@ def train(
 
 
 def _batches(recipe: Any, seed: int, done: int) -> Iterator[list[Phantom]]:
-    phantoms = Phantoms(seed, recipe.image_size, done * recipe.batch_size)
+    phantoms = Phantoms(seed, recipe.image_size, done * recipe.batch_size, recipe.decoys)
     workers = max(0, (os.cpu_count() or 1) - 2)
     return iter(DataLoader(phantoms, recipe.batch_size, num_workers=workers, collate_fn=list))
 

@@ -30,9 +30,9 @@ _SEEING, _POINTING = 1 / 6, 0.4
 # Weight of the embedding's mean square while the encoder learns: beside a large one the code of a place, of size 1,
 # would not be seen.
 _SMALL = 0.05
-# Side of the masks that are compared; the decoder's are a quarter of the input's.
-_COMPARED = 128
-_BOX_SHARE, _JITTER_SHARE, _JITTER, _LESION_SHARE, _NOTHING_SHARE = 0.2, 0.5, 0.03, 0.75, 0.2
+# Side of the masks that are compared, half the input's; the decoder's are a quarter.
+_COMPARED = 160
+_BOX_SHARE, _JITTER_SHARE, _JITTER, _LESION_SHARE, _NOTHING_SHARE = 0.2, 0.5, 0.03, 0.85, 0.2
 _LEAST_AREA, _LARGEST_AREA = 0.002, 0.5
 
 
@@ -53,7 +53,8 @@ class Recipe:
 
     batch_size = 8
     learning_rate = 1.2e-3
-    image_size = 256
+    image_size = 320
+    decoys = True
 
     def __init__(self, device: str, seed: int, start: Path | None):
         self.model = load_sam2(ARCHITECTURE, start, device=device, seed=seed).train()

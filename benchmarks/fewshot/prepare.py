@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from scipy.ndimage import label
 
 from benchmarks.fewshot import anchor
 from benchmarks.fewshot.examples import Examples
@@ -20,9 +21,9 @@ from pipeline import checkpoints, embed, pack
 from pipeline.config import Config
 from stages.decode import Decode
 from stages.embed import Embed
-from stages.masks import cover, decode_mask, encode_mask
+from stages.masks import bounding_box, cover, decode_mask, encode_mask, square_about
 from stages.tower import ImageTower
-from stages.weights import load_clip, load_tokenizer
+from stages.weights import load_clip, load_tokenizer, sam2_image_size
 
 # Of neither training, demo nor the starter's own benchmark.
 SEED = 3_000_000
@@ -45,17 +46,19 @@ class Data:
 
 @dataclass(frozen=True)
 class Backbone:
-    """The frozen CLIP of a configuration."""
+    """The frozen CLIP of a configuration, and the side of the images that it shares with SAM2, in pixels."""
 
     clip: Any
     tokenizer: Any
     tower: ImageTower
+    decoded: int
 
     @classmethod
     def of(cls, config: Config) -> "Backbone":
         source = checkpoints.resolve_clip(config.clip, config.storage)
         clip = load_clip(source.model, source.checkpoint, source.preprocess)
-        return cls(clip, load_tokenizer(source.model), ImageTower(clip, config.clip.cut).eval())
+        decoded = sam2_image_size(checkpoints.resolve_sam2(config.segment, config.storage).model)
+        return cls(clip, load_tokenizer(source.model), ImageTower(clip, config.clip.cut).eval(), decoded)
 
 
 def prepare(data: str, config: Config, backbone: Backbone, folder: Path) -> Data:
@@ -88,7 +91,7 @@ def _examples(features: Path, source: Path, backbone: Backbone, true_masks: Path
         found = [decode_mask(mask["counts"], *mask["size"]) for mask in table["mask"].to_pylist()]
     else:
         found = [np.asarray(Image.open(true_masks / name)) > 0 for name in names]
-    pixels = _decode([source / name for name in names])
+    pixels = _decode([source / name for name in names], backbone.decoded)
     masks = np.stack([cover(mask, *pixels.shape[1:3]) > 0.5 for mask in found])
     tokens, focus = _embed(pixels, masks, backbone.tower)
     tokens["overlay"] = _lower(lay_over(pixels, masks), backbone.tower)
@@ -126,32 +129,39 @@ def _tensors(table: Any, column: str) -> np.ndarray:
     return table[column].combine_chunks().to_numpy_ndarray()
 
 
-def _decode(paths: Sequence[Path]) -> np.ndarray:
-    """Pixels uint8 [N, 256, 256, 3] as the pipeline decodes them."""
+def _decode(paths: Sequence[Path], size: int) -> np.ndarray:
+    """Pixels uint8 [N, S, S, 3] as the pipeline decodes them."""
     media = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
     batch = {
         "image_id": np.array([path.name for path in paths], object),
         "image": np.array([path.read_bytes() for path in paths], object),
         "media_type": np.array([media[path.suffix.lower()] for path in paths], object),
     }
-    out = Decode(size=256, max_pixels=10**8)(batch)
+    out = Decode(size=size, max_pixels=10**8)(batch)
     assert not any(out["error"])  # embed has kept them
     return np.broadcast_to(out["pixels"], (*out["pixels"].shape[:3], 3))
 
 
 def _embed(pixels: np.ndarray, masks: np.ndarray, tower: ImageTower) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Whole and masked tokens and focus, by the project's own stage."""
+    """Whole and region tokens and focus, by the project's own stage; the best region is the mask's largest piece."""
     count, side = len(pixels), pixels.shape[1]
     batch = {
         "image_id": np.array([str(index) for index in range(count)], object),
         "pixels": pixels,
         "mask_counts": np.array([encode_mask(mask) for mask in masks], object),
+        "region_box": np.stack([bounding_box(largest_piece(mask)) for mask in masks]),
         "height": np.full(count, side),
         "width": np.full(count, side),
         **{name: np.full(count, "", object) for name in ("stage", "error", "message")},
     }
     out = Embed(tower, region=True, batch_size=32)(batch)
     return {"whole": out["tokens"], "masked": out["region_tokens"]}, out["focus"]
+
+
+def largest_piece(mask: np.ndarray) -> np.ndarray:
+    """The largest connected piece of a mask, bool [S, S]."""
+    pieces, count = label(mask)
+    return pieces == 1 + np.bincount(pieces.ravel(), minlength=count + 1)[1:].argmax() if count else mask
 
 
 def lay_over(pixels: np.ndarray, masks: np.ndarray) -> np.ndarray:
@@ -166,15 +176,9 @@ def crop(pixels: np.ndarray, masks: np.ndarray) -> np.ndarray:
     out = np.empty_like(pixels)
     size = pixels.shape[1]
     for index, mask in enumerate(masks):
-        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        box = (0.0, 0.0, float(size), float(size))
-        if len(rows):
-            side = min(size, (1 + 2 * _MARGIN) * max(rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1))
-            middle = (columns[0] + columns[-1] + 1) / 2, (rows[0] + rows[-1] + 1) / 2
-            left, top = (float(np.clip(at - side / 2, 0, size - side)) for at in middle)
-            box = (left, top, left + side, top + side)
-        image = Image.fromarray(pixels[index]).resize((size, size), Image.Resampling.BICUBIC, box)
-        out[index] = np.asarray(image)
+        left, top, side = square_about(bounding_box(mask), size, _MARGIN)
+        box = (left, top, left + side, top + side)
+        out[index] = np.asarray(Image.fromarray(pixels[index]).resize((size, size), Image.Resampling.BICUBIC, box))
     return out
 
 

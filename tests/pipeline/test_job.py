@@ -99,7 +99,7 @@ def test_predictions_equal_the_stages_run_bare(
     prompted = PromptedCLIP(starter_clip, starter_tokenizer, model.settings)
     prompted.load_learned(model.state)
     for stage in (
-        Decode(size=256, max_pixels=10**8),
+        Decode(size=starter_sam2.image_size, max_pixels=10**8),
         Segment(starter_sam2, **options),
         Embed(prompted.tower, region=True, batch_size=3),
         Classify(prompted, **vars(model.calibration), batch_size=3),

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from stages.masks import cover, decode_mask, encode_mask
+from stages.masks import bounding_box, cover, decode_mask, encode_mask, square_about
 
 masks = arrays(bool, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=23))
 
@@ -46,3 +46,27 @@ def test_cover_is_not_shifted_by_half_a_pixel() -> None:
     mask[1, 2] = True
     assert np.array_equal(cover(mask, 4, 4), mask.astype(np.float32))
     assert np.array_equal(cover(mask, 2, 2), [[0, 0.25], [0, 0]])
+
+
+@given(masks)
+def test_a_box_holds_all_of_its_mask_and_no_less_would(mask: np.ndarray) -> None:
+    height, width = mask.shape
+    left, top, right, bottom = np.round(bounding_box(mask) * [width, height, width, height]).astype(int)
+    assert mask[top:bottom, left:right].sum() == mask.sum()
+    if mask.any():
+        inside = mask[top:bottom, left:right]
+        assert inside[0].any() and inside[-1].any() and inside[:, 0].any() and inside[:, -1].any()
+    else:
+        assert (left, top, right, bottom) == (0, 0, width, height)
+
+
+@given(masks, st.integers(1, 300), st.floats(0, 1))
+def test_a_square_about_a_box_holds_it_and_lies_inside(mask: np.ndarray, size: int, margin: float) -> None:
+    box = bounding_box(mask)
+    left, top, side = square_about(box, size, margin)
+    assert left >= 0 and top >= 0 and side >= 1 and max(left, top) + side <= size
+    if margin >= 0.02:  # whole pixels: half of one may be lost on a side of a box without a margin
+        margin_in_pixels = margin * float(max(box[2:] - box[:2])) * size
+        slack = max(0.0, 1.5 - margin_in_pixels)
+        assert left - slack <= box[0] * size and box[2] * size <= left + side + slack
+        assert top - slack <= box[1] * size and box[3] * size <= top + side + slack

@@ -7,7 +7,7 @@ import torch
 
 from stages.classify import Classify
 from stages.embed import Embed
-from stages.masks import cover, encode_mask
+from stages.masks import bounding_box, cover, encode_mask
 from stages.objective import prompt_loss
 from stages.prompt_settings import PromptSettings
 from stages.prompted_clip import PromptedCLIP
@@ -220,6 +220,7 @@ def rows(count: int = 3) -> dict:
         "image_id": np.array([str(i) for i in range(count)], object),
         "pixels": random.integers(0, 256, (count, 256, 256, 1), dtype=np.uint8),
         "mask_counts": np.full(count, encode_mask(mask), object),
+        "region_box": np.tile(bounding_box(mask), (count, 1)),
         "height": np.full(count, 60, np.int32),
         "width": np.full(count, 90, np.int32),
         "stage": empty.copy(),
@@ -240,9 +241,24 @@ def test_embed_keeps_tokens_and_the_share_of_each_patch(starter_clip) -> None:
     assert not np.array_equal(out["tokens"][0], out["region_tokens"][0])
 
 
-def test_a_mask_of_everything_makes_the_region_the_image(starter_clip) -> None:
+def test_the_region_s_tokens_are_those_of_its_square_cut_out(starter_clip) -> None:
+    """The box of 20 to 70 of 90 columns and 10 to 30 of 60 rows, in a square of 256 with a margin of 15 %."""
     batch, _ = rows(1)
-    batch["mask_counts"][0] = encode_mask(np.ones((60, 90), bool))
+    out = Embed(ImageTower(starter_clip, 4), region=True, batch_size=2)(batch)
+    side = round(1.3 * 50 / 90 * 256)
+    left, top = round(45 / 90 * 256 - side / 2), 0  # moved down to lie inside
+    assert round(20 / 60 * 256 - side / 2) < 0
+    tower = ImageTower(starter_clip, 4)
+    part = torch.from_numpy(batch["pixels"][:, top : top + side, left : left + side])
+    with torch.no_grad():
+        expected = tower.lower(tower.normalise(part)).half().numpy()
+    assert np.array_equal(out["region_tokens"], expected)
+
+
+def test_a_region_that_is_everything_is_the_image(starter_clip) -> None:
+    batch, _ = rows(1)
+    everything = np.ones((60, 90), bool)
+    batch["mask_counts"][0], batch["region_box"][0] = encode_mask(everything), bounding_box(everything)
     out = Embed(ImageTower(starter_clip, 4), region=True, batch_size=2)(batch)
     assert np.array_equal(out["tokens"], out["region_tokens"])
     assert (out["focus"] == 1).all()

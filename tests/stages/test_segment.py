@@ -4,7 +4,7 @@ import torch
 from sam2.sam2_image_predictor import SAM2ImagePredictor
 
 from pipeline.config import SegmentSection
-from stages.masks import decode_mask
+from stages.masks import bounding_box, decode_mask
 from stages.segment import Candidates, Segment, point_grid
 from starter.phantoms import draw
 
@@ -14,7 +14,7 @@ def stage(model, **settings) -> Segment:
     return Segment(model, **section.model_dump(exclude={"model", "weights", "sha256"}))
 
 
-def batch(count: int, size: int = 256) -> dict:
+def batch(count: int, size: int = 320) -> dict:
     pixels = np.stack([draw(index, size=size).image for index in range(count)])[..., None]
     empty = np.full(count, "", object)
     return {
@@ -37,7 +37,7 @@ def test_decoding_equals_the_package_s_own_predictor(starter_sam2) -> None:
     logits, iou = segment.decode(features, points)
 
     predictor = SAM2ImagePredictor(starter_sam2)
-    predictor._bb_feat_sizes = [(64, 64), (32, 32), (16, 16)]  # written down for 1024 pixels only
+    predictor._bb_feat_sizes = [(80, 80), (40, 40), (20, 20)]  # written down for 1024 pixels only
     predictor.set_image_batch([np.repeat(image, 3, axis=2) for image in images])
     clicks = [points.numpy()[:, None]] * 3
     _, expected_iou, expected_logits = predictor.predict_batch(clicks, [np.ones((3, 1))] * 3)
@@ -78,6 +78,16 @@ def test_no_region_means_the_whole_image_and_a_score_of_zero(starter_sam2) -> No
     out = stage(starter_sam2, min_area=0.9998, max_area=0.9999)(batch(1))
     assert out["mask_score"][0] == 0
     assert decode_mask(out["mask_counts"][0], 200, 300).all()
+    assert out["region_box"][0].tolist() == [0, 0, 1, 1]
+
+
+def test_the_box_is_that_of_the_best_region(starter_sam2) -> None:
+    """With one region and no margin the focus mask is that region; the box is its, but for a cell of the logits."""
+    out = stage(starter_sam2, regions=1, margin=0.0)(batch(4))
+    assert (out["mask_score"] > 0).any()
+    for row in range(4):
+        box = bounding_box(decode_mask(out["mask_counts"][row], 200, 300 + row))
+        assert np.allclose(out["region_box"][row], box, atol=1.5 / 80)
 
 
 def test_numbers_that_are_not_finite_fail_the_row(starter_sam2, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,7 +74,7 @@ def test_sam2_without_its_video_parts_gives_the_same_masks(tmp_path: Path) -> No
     save_file(
         {k: v.contiguous() for k, v in state.items() if not k.startswith(VIDEO_PARTS)}, tmp_path / "s.safetensors"
     )
-    image = torch.randn(1, 3, 256, 256)
+    image = torch.randn(1, 3, 320, 320)
     expected = model.forward_image(image)["backbone_fpn"]
     for name in ("all.pt", "s.safetensors"):
         found = load_sam2(SAM2, tmp_path / name, seed=9).forward_image(image)["backbone_fpn"]
@@ -115,7 +115,7 @@ def test_unknown_models_are_told(load, name: str) -> None:
 
 
 def test_image_size_is_known_without_building_the_model() -> None:
-    assert sam2_image_size(SAM2) == 256 and sam2_image_size("facebook/sam2.1-hiera-tiny") == 1024
+    assert sam2_image_size(SAM2) == 320 and sam2_image_size("facebook/sam2.1-hiera-tiny") == 1024
 
 
 def test_sources_local_s3_and_the_expected_hash(tmp_path: Path, s3) -> None:

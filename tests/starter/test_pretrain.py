@@ -38,7 +38,7 @@ def test_a_few_steps_lower_the_loss_and_go_on_from_a_checkpoint(
 
 
 def _same(recipe):
-    stream = iter(Phantoms(0, recipe.image_size, 0))
+    stream = iter(Phantoms(0, recipe.image_size, 0, recipe.decoys))
     batch = [next(stream) for _ in range(recipe.batch_size)]
     while True:
         yield batch
@@ -80,7 +80,7 @@ def test_an_empty_target_teaches_no_shape_only_that_its_iou_is_zero() -> None:
 
 
 def test_training_phantoms_are_none_of_the_demo_s() -> None:
-    stream = iter(Phantoms(0, 32, 0))
+    stream = iter(Phantoms(0, 32, 0, True))
     drawn = [next(stream) for _ in range(20)]
     assert {phantom.label for phantom in drawn} > {"solid mass"}
     shown = [draw(index, size=32).image.tobytes() for index in range(100)]
