@@ -19,11 +19,11 @@ from pipeline.config import Config, SegmentSection
 from stages.batch import Batch
 from stages.decode import Decode
 from stages.embed import Embed
-from stages.objective import prompt_loss
 from stages.prompt_settings import PromptSettings
 from stages.prompted_clip import PromptedCLIP
 from stages.segment import Segment
 from stages.tower import ImageTower, Remembered
+from stages.tuning import prompt_loss
 from stages.weights import load_clip, load_sam2, load_tokenizer
 from starter.phantoms import CLASSES, draw
 
@@ -88,10 +88,10 @@ class Epoch:
         }
 
     def remember(self, features: Batch) -> list[Remembered]:
-        return [self.model.remember(torch.from_numpy(features[name])) for name in ("tokens", "region_tokens")]
+        return [self.model.remember(torch.from_numpy(features[name][:, 0])) for name in ("tokens", "region_tokens")]
 
     def step(self, features: Batch, remembered: list[Remembered]) -> None:
-        image, text = self.model(remembered[0], torch.from_numpy(features["focus"]), remembered[1])
+        image, text = self.model(remembered[0], torch.from_numpy(features["focus"][:, 0]), remembered[1])
         prompt_loss(self.model.logits(image, text), self.target, 0.5).backward()
 
 

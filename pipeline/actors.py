@@ -50,7 +50,9 @@ class EmbedActor:
         source = checkpoints.resolve_clip(config.clip, config.storage)
         clip = load_clip(source.model, source.checkpoint, source.preprocess, device=device)
         region = config.model.focus in ("masked_image", "both")
-        self.embed = Embed(ImageTower(clip, config.clip.cut), region=region, batch_size=config.clip.batch_size)
+        views = config.clip.views if prompts is None else 1
+        tower = ImageTower(clip, config.clip.cut)
+        self.embed = Embed(tower, region=region, batch_size=config.clip.batch_size, views=views)
         self.classify = None
         if prompts is not None:
             model = PromptedCLIP(clip, load_tokenizer(source.model), prompts.settings).to(device)

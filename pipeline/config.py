@@ -92,6 +92,9 @@ class ClipSection(Section):
     )
     sha256: str | None = Field(None, pattern="^[0-9a-fA-F]{64}$", description="expected SHA-256 of the weights file")
     cut: int = Field(4, ge=1, description="blocks below the cut are frozen; their output tokens are kept as features")
+    views: int = Field(
+        1, ge=1, le=32, description="views of each labelled image that are kept: itself, and augmented ones to train on"
+    )
     batch_size: int = Field(32, ge=1, description="images in one pass of the tower")
 
 

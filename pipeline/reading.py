@@ -76,8 +76,8 @@ def read_features(
     location = folder / str(batch["name"][0])
     table = pq.read_table(pa.BufferReader(location.read()))
     names = ("tokens", "focus") + (("region_tokens",) if settings.uses_region else ())
-    tokens, width = table.schema.field("tokens").type.shape
-    expected = records.feature_schema(tokens, width, region=settings.uses_region)
+    views, tokens, width = table.schema.field("tokens").type.shape
+    expected = records.feature_schema(views, tokens, width, region=settings.uses_region)
     records.check_record(table.schema, expected, location.uri)
     fold = np.array([folds[image] for image in table["image_id"].to_pylist()], np.int64)
     chosen = np.isin(fold, list(wanted))

@@ -76,19 +76,20 @@ def prediction_schema(classes: Sequence[str]) -> pa.Schema:
     return PREDICTION.with_metadata(PREDICTION.metadata | {CLASSES_KEY: json.dumps(list(classes)).encode()})
 
 
-def feature_schema(tokens: int, width: int, region: bool) -> pa.Schema:
+def feature_schema(views: int, tokens: int, width: int, region: bool) -> pa.Schema:
     """Schema of feature rows of a tower with ``tokens`` tokens (CLS first) of ``width``.
 
+    Each row has a number of views of its image, of which the first is the image itself and the others are augmented.
     ``region_tokens`` holds the tokens of a crop about the image's best region; it is there when the model's ``focus``
     is ``masked_image`` or ``both``.
     """
-    kept = pa.fixed_shape_tensor(pa.float16(), [tokens, width])
+    kept = pa.fixed_shape_tensor(pa.float16(), [views, tokens, width])
     fields = [
         *_WHO,
         pa.field("label", pa.string(), nullable=False),
         *_FOUND,
         pa.field("tokens", kept, nullable=False),
-        pa.field("focus", pa.fixed_shape_tensor(pa.float16(), [tokens - 1]), nullable=False),
+        pa.field("focus", pa.fixed_shape_tensor(pa.float16(), [views, tokens - 1]), nullable=False),
         pa.field("model_key", pa.string(), nullable=False),
     ]
     if region:

@@ -51,7 +51,7 @@ def run(config: Config, features: str, name: str) -> dict[str, Any]:
         foundation = Foundation(**record["settings"]["foundation"])
         if config.model.focus in ("masked_image", "both") and not foundation.region:
             raise UsageError(
-                f"{prefix.uri}: made without tokens of regions, which model.focus={config.model.focus} needs; embed again"
+                f"{prefix.uri}: made without regions' tokens, which model.focus={config.model.focus} needs; embed again"
             )
         config = foundation.adopt(config)
         labels = _read_labels(prefix)

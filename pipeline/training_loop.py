@@ -4,13 +4,14 @@ Few rows: they are kept in memory, each fold of them is held out once, and a las
 many epochs as were best. Rows that do not fit into memory are streamed, with one fold held out, and that round is the
 last. Either way no prediction that decides an epoch, the temperature or the threshold is of a row learned from.
 
-What the frozen tower makes of a row above the cut is the same in every epoch: of rows in memory it is made once.
+What the frozen tower makes of a row above the cut is the same in every epoch: of rows in memory it is made once. Of a
+row with several views one is learned from in each epoch, at random; the image itself is what is judged.
 """
 
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import cos, pi
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,14 +26,16 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline import checkpoints
 from pipeline.config import Config
 from pipeline.training_state import Progress
-from stages.objective import prompt_loss
 from stages.prompt_settings import PromptSettings
 from stages.prompted_clip import PromptedCLIP
 from stages.tower import Remembered
+from stages.tuning import Shown, anneal, train_epoch
 from stages.weights import load_clip, load_tokenizer
 
 # Rows a worker shuffles among where it streams; what is kept in memory is shuffled whole.
 _SHUFFLED = 2048
+# Columns of a row that are the same for all of its views.
+_OF_A_ROW = ("target", "fold")
 
 Columns = dict[str, np.ndarray]
 Tensors = dict[str, torch.Tensor]
@@ -56,7 +59,7 @@ class Rows(Protocol):
     """A worker's rows of one part."""
 
     def batches(self, size: int, seed: int | None = None) -> Iterator[Tensors]:
-        """The rows in batches, shuffled by a seed where one is given, as ``_remember`` makes them."""
+        """The rows in batches as ``_remember`` makes them: by a seed shuffled, in any view; else in the first."""
 
 
 class StreamedRows:
@@ -68,8 +71,9 @@ class StreamedRows:
 
     def batches(self, size: int, seed: int | None = None) -> Iterator[Tensors]:
         shuffle = {} if seed is None else {"local_shuffle_buffer_size": max(size, _SHUFFLED)}
+        views = Views(seed)
         for batch in self.shard.iter_batches(batch_size=size, batch_format="numpy", local_shuffle_seed=seed, **shuffle):
-            yield _remember(self.learned, batch)
+            yield _remember(self.learned, views.choose(batch))
 
 
 class KeptRows:
@@ -80,12 +84,27 @@ class KeptRows:
 
     def batches(self, size: int, seed: int | None = None) -> Iterator[Tensors]:
         count = len(self.columns["target"])
+        views = Views(seed)
         order = np.arange(count) if seed is None else np.random.default_rng(seed).permutation(count)
         for start in range(0, count, size):
-            yield self.take(order[start : start + size]).columns
+            yield views.choose(self.take(order[start : start + size]).columns)
 
     def take(self, chosen: np.ndarray) -> "KeptRows":
         return KeptRows({name: values[chosen] for name, values in self.columns.items()})
+
+
+class Views:
+    """Which view of each row is seen: any of them by a seed, the image itself without one."""
+
+    def __init__(self, seed: int | None):
+        self.random = None if seed is None else np.random.default_rng(seed)
+
+    def choose(self, rows: dict[str, Any]) -> dict[str, Any]:
+        """Rows without their axis of views, the second of all columns but the class and the fold."""
+        count, views = rows["focus"].shape[:2]
+        chosen = np.zeros(count, int) if self.random is None else self.random.integers(views, size=count)
+        each = np.arange(count)
+        return {name: value if name in _OF_A_ROW else value[each, chosen] for name, value in rows.items()}
 
 
 def _remember(learned: PromptedCLIP, columns: Columns) -> Tensors:
@@ -93,8 +112,10 @@ def _remember(learned: PromptedCLIP, columns: Columns) -> Tensors:
     tensors = {name: torch.as_tensor(np.array(value), device=get_device()) for name, value in columns.items()}
     for name in ("tokens", "region_tokens"):
         if name in tensors:
-            cls, memory = learned.remember(tensors.pop(name))
-            tensors |= {f"{name} cls": cls, f"{name} memory": memory.half()}
+            tokens = tensors.pop(name)
+            every = tokens.shape[:-2]  # rows, or rows and their views
+            cls, memory = learned.remember(tokens.flatten(0, -3))
+            tensors |= {f"{name} cls": cls.unflatten(0, every), f"{name} memory": memory.half().unflatten(0, every)}
     return tensors
 
 
@@ -164,8 +185,7 @@ def _round(
     train = tuning.config.train
     training, held_out = parts
     while not progress.ended(train.epochs, train.patience, alone=held_out is None):
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * 0.5 * (1 + cos(pi * progress.epoch / train.epochs))
+        anneal(optimizer, progress.epoch / train.epochs)
         loss = _train_epoch(model, optimizer, training, tuning, progress.epoch)
         logits, targets = _judge(model, held_out, tuning) if held_out else (None, None)
         progress.add_epoch(loss, logits, targets, _learned(model).learned_state())
@@ -189,15 +209,18 @@ def _learned(model: PromptedCLIP | DistributedDataParallel) -> PromptedCLIP:
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
-def _logits(model: PromptedCLIP | DistributedDataParallel, batch: Tensors) -> tuple[torch.Tensor, ...]:
+def _shown(batch: Tensors) -> Shown:
     tensors = {name: value.to(get_device()) for name, value in batch.items()}
-    views = {
+    seen = {
         name: Remembered(tensors[f"{name} cls"], tensors[f"{name} memory"].float())
         for name in ("tokens", "region_tokens")
         if f"{name} cls" in tensors
     }
-    image, text = model(views["tokens"], tensors["focus"], views.get("region_tokens"))
-    return _learned(model).logits(image, text), tensors["target"]
+    return Shown(seen["tokens"], tensors["focus"], seen.get("region_tokens"), tensors["target"])
+
+
+def _logits(model: PromptedCLIP | DistributedDataParallel, shown: Shown) -> torch.Tensor:
+    return _learned(model).logits(*model(shown.whole, shown.focus, shown.region))
 
 
 def _train_epoch(
@@ -209,15 +232,9 @@ def _train_epoch(
 ) -> float:
     config = tuning.config
     model.train()
-    total = steps = 0.0
-    for batch in rows.batches(config.train.batch_size, config.seed + epoch):
-        logits, target = _logits(model, batch)
-        loss = prompt_loss(logits, target, config.train.contrastive_weight)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        total, steps = total + loss.item(), steps + 1
-    total, steps = _sum_over_workers(total, steps)
+    batches = map(_shown, rows.batches(config.train.batch_size, config.seed + epoch))
+    done = train_epoch(partial(_logits, model), optimizer, batches, config.train.contrastive_weight)
+    total, steps = _sum_over_workers(*done)
     return total / steps
 
 
@@ -227,7 +244,8 @@ def _judge(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits float32 [N, C] and targets int64 [N] of the held-out rows, all of which every worker has."""
     model.eval()
-    parts = [_logits(_learned(model), batch) for batch in rows.batches(tuning.config.train.batch_size)]
+    shown = map(_shown, rows.batches(tuning.config.train.batch_size))
+    parts = [(_logits(_learned(model), batch), batch.target) for batch in shown]
     logits, targets = (torch.cat(column) for column in zip(*parts, strict=True))
     if ray.train.get_context().get_world_size() > 1:
         torch.distributed.broadcast(logits, 0)  # workers that differed in the last bit could disagree on when to stop

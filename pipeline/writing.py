@@ -54,8 +54,8 @@ def _found(batch: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, Any]:
 
 def _features(batch: dict[str, np.ndarray], rows: np.ndarray, version: Version) -> pa.Table:
     region = "region_tokens" in batch
-    tokens = batch["tokens"]
-    schema = records.feature_schema(tokens.shape[1], tokens.shape[2], region)
+    _, views, tokens, width = batch["tokens"].shape
+    schema = records.feature_schema(views, tokens, width, region)
     columns = _who(batch, rows) | _found(batch, rows)
     columns |= {"label": batch["truth"][rows].tolist(), "model_key": [version.name] * len(rows)}
     for name in ("tokens", "focus", "region_tokens") if region else ("tokens", "focus"):

@@ -32,7 +32,8 @@ class Classify:
         """Classify a batch.
 
         Args:
-            batch: ``tokens``, ``focus`` and, where the model uses it, ``region_tokens`` of ``stages.embed``.
+            batch: ``tokens``, ``focus`` and, where the model uses it, ``region_tokens`` of ``stages.embed``, of which
+                the first view, the image itself, is classified.
 
         Returns:
             The batch without the tokens and with ``probabilities`` float32 [N, C], ``label`` str [N] (predicted),
@@ -60,7 +61,7 @@ class Classify:
     @torch.inference_mode()
     def _probabilities(self, batch: Mapping[str, Any], rows: np.ndarray) -> np.ndarray:
         def tensor(name: str) -> torch.Tensor:
-            return torch.from_numpy(np.ascontiguousarray(batch[name][rows])).to(self.device)
+            return torch.from_numpy(np.ascontiguousarray(batch[name][rows, 0])).to(self.device)
 
         region = self.model.remember(tensor("region_tokens")) if self.model.settings.uses_region else None
         image = self.model.image_embedding(self.model.remember(tensor("tokens")), tensor("focus"), region)

@@ -1,11 +1,13 @@
 """Tokens of the frozen lower part of CLIP, of the image and of its best region, and the mask's share of each patch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
+from stages.augment import View, augment
 from stages.batch import Batch, fail, well, writable
 from stages.masks import cover, decode_mask, square_about
 from stages.tower import ImageTower
@@ -24,13 +26,15 @@ class Embed:
         tower: image tower of a frozen CLIP.
         region: whether the tokens of the region are made too.
         batch_size: images in one pass.
+        views: of each image; the first is the image itself, the others are augmented.
     """
 
-    def __init__(self, tower: ImageTower, *, region: bool, batch_size: int):
+    def __init__(self, tower: ImageTower, *, region: bool, batch_size: int, views: int = 1):
         self.tower = tower.eval()
         self.device = next(tower.parameters()).device
         self.region = region
         self.batch_size = batch_size
+        self.views = views
 
     def __call__(self, batch: Mapping[str, Any]) -> Batch:
         """Embed a batch.
@@ -40,44 +44,52 @@ class Embed:
                 ``height`` and ``width``.
 
         Returns:
-            The batch without ``pixels`` and with ``tokens`` float16 [N, L, D], ``focus`` float16 [N, L-1] and,
-            if asked for, ``region_tokens`` float16 [N, L, D]. A row whose tokens are not finite (or too large for
-            float16) fails at ``embed``.
+            The batch without ``pixels`` and with, for V views, ``tokens`` float16 [N, V, L, D], ``focus`` float16
+            [N, V, L-1] and, if asked for, ``region_tokens`` float16 [N, V, L, D]. A row whose tokens are not finite (or
+            too large for float16) fails at ``embed``.
         """
         out = writable({name: column for name, column in batch.items() if name != "pixels"})
         rows, total = well(batch), len(batch["image_id"])
         patches = self.tower.grid[0] * self.tower.grid[1]
-        out["tokens"] = np.zeros((total, patches + 1, self.tower.width), np.float16)
-        out["focus"] = np.zeros((total, patches), np.float16)
+        out["tokens"] = np.zeros((total, self.views, patches + 1, self.tower.width), np.float16)
+        out["focus"] = np.zeros((total, self.views, patches), np.float16)
         if self.region:
             out["region_tokens"] = np.zeros_like(out["tokens"])
         for start in range(0, len(rows), self.batch_size):
-            self._embed(batch, out, rows[start : start + self.batch_size])
+            chosen = rows[start : start + self.batch_size]
+            for number in range(self.views):
+                self._embed([self._view(batch, row, number) for row in chosen], out, chosen, number)
+        for row in rows:
+            if not all(np.isfinite(out[name][row]).all() for name in ("tokens", "region_tokens") if name in out):
+                fail(out, row, "embed", "NotFinite", "CLIP gave tokens that are not finite in float16 for this image")
         return out
 
-    @torch.inference_mode()
-    def _embed(self, batch: Mapping[str, Any], out: Batch, rows: np.ndarray) -> None:
-        side = self.tower.image_size
-        masks = [decode_mask(batch["mask_counts"][row], batch["height"][row], batch["width"][row]) for row in rows]
-        covered = torch.from_numpy(np.stack([cover(mask, side, side) for mask in masks])).to(self.device)
-        images = self.tower.normalise(torch.from_numpy(np.ascontiguousarray(batch["pixels"][rows])).to(self.device))
-        tokens = {"tokens": self._lower(images)}
+    def _view(self, batch: Mapping[str, Any], row: int, number: int) -> View:
+        """The image itself as view 0, which covers cells of the tower's grid exactly; else an augmented one."""
+        pixels, box = batch["pixels"][row], batch["region_box"][row]
+        mask = decode_mask(batch["mask_counts"][row], batch["height"][row], batch["width"][row])
+        if number == 0:
+            return View(pixels, cover(mask, *self.tower.grid), box)
+        return augment(View(pixels, cover(mask, *pixels.shape[:2]), box), str(batch["image_id"][row]), number)
+
+    def _embed(self, views: Sequence[View], out: Batch, rows: np.ndarray, number: int) -> None:
+        images = self.tower.normalise(self._tensor(np.stack([view.pixels for view in views])))
+        out["tokens"][rows, number] = self._lower(images)
         if self.region:
-            regions = [self.tower.normalise(self._zoom(batch["pixels"][row], batch["region_box"][row])) for row in rows]
-            tokens["region_tokens"] = self._lower(torch.cat(regions))
-        cells = torch.nn.functional.adaptive_avg_pool2d(covered[:, None], self.tower.grid)
-        out["focus"][rows] = cells.flatten(1).half().cpu().numpy()
-        for name, value in tokens.items():
-            out[name][rows] = value
-        for row in rows:
-            if not all(np.isfinite(out[name][row]).all() for name in tokens):
-                fail(out, row, "embed", "NotFinite", "CLIP gave tokens that are not finite in float16 for this image")
+            parts = [self.tower.normalise(self._tensor(_zoom(view)[None])) for view in views]
+            out["region_tokens"][rows, number] = self._lower(torch.cat(parts))
+        covered = torch.from_numpy(np.stack([view.cover for view in views]))[:, None]
+        out["focus"][rows, number] = F.adaptive_avg_pool2d(covered, self.tower.grid).flatten(1).half().numpy()
 
-    def _zoom(self, pixels: np.ndarray, box: np.ndarray) -> torch.Tensor:
-        """The square about a box of pixels uint8 [S, S, c], uint8 [1, s, s, c]."""
-        left, top, side = square_about(box, len(pixels), _MARGIN)
-        part = pixels[None, top : top + side, left : left + side]
-        return torch.from_numpy(np.ascontiguousarray(part)).to(self.device)
+    def _tensor(self, pixels: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device)
 
+    @torch.inference_mode()
     def _lower(self, images: torch.Tensor) -> np.ndarray:
         return self.tower.lower(images).half().cpu().numpy()
+
+
+def _zoom(view: View) -> np.ndarray:
+    """The square about a view's best region, uint8 [s, s, c]."""
+    left, top, side = square_about(view.box, len(view.pixels), _MARGIN)
+    return view.pixels[top : top + side, left : left + side]

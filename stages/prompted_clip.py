@@ -86,7 +86,7 @@ class PromptedCLIP(nn.Module):
         embedded = self._upper(whole, focus.float())
         if "fusion" not in self.learned or region is None:
             return embedded
-        of_region = self._upper(region, focus.float())
+        of_region = self._upper(region, None)  # the region fills its view
         return F.normalize(embedded + self.learned["fusion"] * (of_region - embedded), dim=-1)
 
     def text_embedding(self) -> torch.Tensor:
@@ -124,9 +124,9 @@ class PromptedCLIP(nn.Module):
             for name, value in state.items():
                 self.learned[name].copy_(value)
 
-    def _upper(self, remembered: Remembered, focus: torch.Tensor) -> torch.Tensor:
+    def _upper(self, remembered: Remembered, focus: torch.Tensor | None) -> torch.Tensor:
         bias = prompts = gates = None
-        if "focus_strength" in self.learned:
+        if "focus_strength" in self.learned and focus is not None:
             shares = torch.log(FOCUS_EPSILON + focus)
             bias = [strength * shares for strength in self.learned["focus_strength"]]
         if "visual_prompts" in self.learned:

@@ -15,10 +15,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks.fewshot.examples import Examples
-from stages.objective import prompt_loss
 from stages.prompt_settings import PromptSettings
 from stages.prompted_clip import PromptedCLIP
 from stages.tower import Remembered
+from stages.tuning import Shown, anneal, train_epoch
 
 # Only where its features are there.
 ANCHOR = "linear probe, EfficientNet-Lite0 of ImageNet"
@@ -208,15 +208,15 @@ class PromptTuning:
         optimizer = torch.optim.AdamW(model.parameter_groups(self.learning_rate), weight_decay=1e-3)
         target = torch.from_numpy(examples.targets(task.classes))
         epochs = max(1, min(self.epochs, self.most_steps // math.ceil(len(target) / self.batch_size)))
+
+        def logits(shown: Shown) -> torch.Tensor:
+            return model.logits(*model(shown.whole, shown.focus, shown.region))
+
         for epoch in range(epochs):
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
-            for rows in torch.randperm(len(target)).split(self.batch_size):
-                image, text = model(*self._inputs(examples, rows.numpy()))
-                loss = prompt_loss(model.logits(image, text), target[rows], self.contrastive_weight)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+            anneal(optimizer, epoch / epochs)
+            order = torch.randperm(len(target)).split(self.batch_size)
+            batches = (Shown(*self._inputs(examples, rows.numpy()), target[rows]) for rows in order)
+            train_epoch(logits, optimizer, batches, self.contrastive_weight)
         self.model = model
 
     @torch.inference_mode()

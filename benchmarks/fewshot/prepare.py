@@ -97,9 +97,9 @@ def _examples(features: Path, source: Path, backbone: Backbone, true_masks: Path
     tokens["overlay"] = _lower(lay_over(pixels, masks), backbone.tower)
     tokens["crop"] = _lower(crop(pixels, masks), backbone.tower)
     if true_masks is None:  # what embed itself wrote is what is compared
-        tokens["whole"] = _tensors(table, "tokens")
-        tokens["masked"] = _tensors(table, "region_tokens")
-        focus = _tensors(table, "focus")
+        tokens["whole"] = _first_view(table, "tokens")
+        tokens["masked"] = _first_view(table, "region_tokens")
+        focus = _first_view(table, "focus")
     patients = [
         patient or f"image {name}" for patient, name in zip(table["patient_id"].to_pylist(), names, strict=True)
     ]
@@ -125,8 +125,8 @@ def examples(
     return Examples(cls=cls, memory=memory, embeddings=embeddings, **columns)
 
 
-def _tensors(table: Any, column: str) -> np.ndarray:
-    return table[column].combine_chunks().to_numpy_ndarray()
+def _first_view(table: Any, column: str) -> np.ndarray:
+    return table[column].combine_chunks().to_numpy_ndarray()[:, 0]
 
 
 def _decode(paths: Sequence[Path], size: int) -> np.ndarray:
@@ -155,7 +155,7 @@ def _embed(pixels: np.ndarray, masks: np.ndarray, tower: ImageTower) -> tuple[di
         **{name: np.full(count, "", object) for name in ("stage", "error", "message")},
     }
     out = Embed(tower, region=True, batch_size=32)(batch)
-    return {"whole": out["tokens"], "masked": out["region_tokens"]}, out["focus"]
+    return {"whole": out["tokens"][:, 0], "masked": out["region_tokens"][:, 0]}, out["focus"][:, 0]
 
 
 def largest_piece(mask: np.ndarray) -> np.ndarray:

@@ -46,6 +46,7 @@ def job(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> SimpleNa
     with (root / "labels.csv").open("a") as labels:
         labels.write("zero.png,ring lesion,P99999,north\n")
     settings = ["pack.rows_per_shard=20", "segment.points_per_side=2", "train.epochs=3", "evaluate.resamples=50"]
+    settings.append("clip.views=2")
     config = load_config(None, [f"work={root / 'work'}", "score.max_quarantined=0.2", *settings])
     paths = SimpleNamespace(**{name: str(root / name) for name in ("shards", "features", "out")})
     packed = pack.run(config, str(root / "images"), paths.shards, str(root / "labels.csv"))
@@ -129,7 +130,7 @@ def test_features_hold_the_labelled_images_and_no_other(job: SimpleNamespace) ->
     assert {row["image_id"] for row in rows} == {f"{index:06d}.png" for index in range(COUNT)} and len(rows) == COUNT
     assert {row["model_key"] for row in rows} == {job.embedded["model_key"]}
     schema = pq.read_schema(files[0])
-    records.check_record(schema, records.feature_schema(197, 192, region=True), "features")
+    records.check_record(schema, records.feature_schema(2, 197, 192, region=True), "features")
     assert [row["image_id"] for row in rows_of(job.root / "features" / "quarantine")] == ["zero.png"]
 
 

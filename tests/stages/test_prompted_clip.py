@@ -8,10 +8,10 @@ import torch
 from stages.classify import Classify
 from stages.embed import Embed
 from stages.masks import bounding_box, cover, encode_mask
-from stages.objective import prompt_loss
 from stages.prompt_settings import PromptSettings
 from stages.prompted_clip import PromptedCLIP
 from stages.tower import ImageTower
+from stages.tuning import prompt_loss
 from stages.weights import load_clip, load_tokenizer
 
 CLASSES = ("solid mass", "ring_lesion", "cyst")
@@ -235,8 +235,8 @@ def test_embed_keeps_tokens_and_the_share_of_each_patch(starter_clip) -> None:
     tower = ImageTower(starter_clip, 4)
     out = Embed(tower, region=True, batch_size=2)(batch)
     grid = tower.grid
-    assert out["tokens"].dtype == np.float16 and out["tokens"].shape == (3, grid[0] * grid[1] + 1, tower.width)
-    assert np.allclose(out["focus"][0], cover(mask, *grid).reshape(-1), atol=2e-3)
+    assert out["tokens"].dtype == np.float16 and out["tokens"].shape == (3, 1, grid[0] * grid[1] + 1, tower.width)
+    assert np.allclose(out["focus"][0, 0], cover(mask, *grid).reshape(-1), atol=2e-3)
     assert not out["tokens"][1].any() and "pixels" not in out
     assert not np.array_equal(out["tokens"][0], out["region_tokens"][0])
 
@@ -252,7 +252,19 @@ def test_the_region_s_tokens_are_those_of_its_square_cut_out(starter_clip) -> No
     part = torch.from_numpy(batch["pixels"][:, top : top + side, left : left + side])
     with torch.no_grad():
         expected = tower.lower(tower.normalise(part)).half().numpy()
-    assert np.array_equal(out["region_tokens"], expected)
+    assert np.array_equal(out["region_tokens"][:, 0], expected)
+
+
+def test_augmented_views_follow_the_image_itself(starter_clip) -> None:
+    batch, _ = rows(2)
+    tower = ImageTower(starter_clip, 4)
+    one, many = Embed(tower, region=True, batch_size=2)(batch), Embed(tower, region=True, batch_size=2, views=3)(batch)
+    for name in ("tokens", "region_tokens", "focus"):
+        assert many[name].shape[1] == 3 and np.array_equal(many[name][:, :1], one[name])
+        assert not np.array_equal(many[name][:, 1], many[name][:, 2])
+    again = Embed(tower, region=True, batch_size=1, views=3)({k: v[1:] for k, v in batch.items()})
+    assert np.allclose(again["tokens"][0], many["tokens"][1], atol=5e-2)  # by the name, whatever the batch
+    assert np.array_equal(again["focus"][0], many["focus"][1])
 
 
 def test_a_region_that_is_everything_is_the_image(starter_clip) -> None:
