@@ -24,7 +24,7 @@ PRESETS = ("easy", "hard")
 IMAGES_PER_PATIENT = 4
 # Share of the image that one lesion covers, about; log-uniform between the two.
 _LESION_AREA = {"easy": (0.01, 0.05), "hard": (0.005, 0.01)}
-_DECOY_AREA = (0.01, 0.05)
+_DECOY_AREA = (0.025, 0.07)
 _MOST_LESIONS = 3
 _KIND_WORDS = {
     "solid mass": ("a solid mass", "a smooth round mass", "a well defined nodule", "a homogeneous bright mass"),
@@ -84,7 +84,7 @@ def draw(
         index: 0 or more. Four indices in a row are images of one patient.
         seed: of the whole set.
         preset: ``easy``, or ``hard``: lesions of 0.5 to 3 % of the image in all, and three to five larger decoys that
-            look like lesions of the other classes, outside of the body, where no lesion can be.
+            look like lesions of another class, outside of the body, where no lesion can be.
         size: side in pixels, 32 or more.
         healthy: share of images without a lesion, with the label ``no lesion``.
         decoys: whether the preset's decoys are drawn.
@@ -165,16 +165,16 @@ def _pick(random: np.random.Generator, places: np.ndarray, size: int) -> tuple[f
 
 
 def _draw_decoys(random: np.random.Generator, anatomy: Anatomy, label: str) -> np.ndarray:
-    """Paint lesion-like marks of other classes where no lesion can be, outside of everything drawn; masks [n, S, S]."""
+    """Paint marks like lesions of another class where no lesion can be, outside of all that is drawn; masks [n, S, S]."""
     size = anatomy.picture.shape[0]
     outside = _inner(size, 1 / 12)
     for mask in anatomy.parts.values():
         outside &= ~mask
     places = np.flatnonzero(outside)
     others = [kind for kind in CLASSES if kind != label]
+    kind = others[int(random.integers(len(others)))]
     masks = [np.zeros((0, size, size), bool)]
     for _ in range(int(random.integers(3, 6)) if len(places) else 0):
-        kind = others[int(random.integers(len(others)))]
         area = float(np.exp(random.uniform(*np.log(_DECOY_AREA))))
         masks.append(draw_lesion(random, anatomy.picture, kind, _pick(random, places, size), area)[None])
     return np.concatenate(masks)
