@@ -9,6 +9,7 @@ from cluster.resources import Share
 from pipeline import checkpoints
 from pipeline.calibration import Calibration
 from pipeline.config import Config
+from pipeline.isolation import Isolation
 from stages.prompt_settings import PromptSettings
 from stages.segment import Segment
 from stages.weights import load_clip, load_sam2, load_tokenizer
@@ -26,20 +27,21 @@ class Prompts:
 class SegmentActor:
     """SAM2 in an actor."""
 
-    def __init__(self, config: Config, share: Share, device: str):
+    def __init__(self, config: Config, share: Share, device: str, isolation: Isolation):
         torch.set_num_threads(share.threads)
         source = checkpoints.resolve_sam2(config.segment, config.storage)
         options = config.segment.model_dump(exclude={"model", "weights", "sha256"})
         self.stage = Segment(load_sam2(source.model, source.checkpoint, device=device), **options)
+        self.isolation = isolation
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return self.stage(batch)
+        return self.isolation(self.stage, batch)
 
 
 class EmbedActor:
     """CLIP in an actor; with prompts it classifies too, so that tokens never leave it."""
 
-    def __init__(self, config: Config, share: Share, device: str, prompts: Prompts | None):
+    def __init__(self, config: Config, share: Share, device: str, isolation: Isolation, prompts: Prompts | None):
         # Here, not above: open_clip takes seconds to import, and the SAM2 actor does without.
         from stages.classify import Classify
         from stages.embed import Embed
@@ -53,6 +55,7 @@ class EmbedActor:
         views = config.clip.views if prompts is None else 1
         tower = ImageTower(clip, config.clip.cut)
         self.embed = Embed(tower, region=region, batch_size=config.clip.batch_size, views=views)
+        self.isolation = isolation
         self.classify = None
         if prompts is not None:
             model = PromptedCLIP(clip, load_tokenizer(source.model), prompts.settings).to(device)
@@ -60,5 +63,8 @@ class EmbedActor:
             self.classify = Classify(model, **vars(prompts.calibration), batch_size=config.clip.batch_size)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return self.isolation(self._stages, batch)
+
+    def _stages(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         embedded = self.embed(batch)
         return self.classify(embedded) if self.classify else embedded

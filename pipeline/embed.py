@@ -9,7 +9,7 @@ from pipeline import tracking
 from pipeline.commit import FEATURES, Output
 from pipeline.config import Config
 from pipeline.errors import before_start
-from pipeline.flow import stream
+from pipeline.flow import Work, run_shards
 from pipeline.logs import event, progress
 from pipeline.manifest import read_manifest
 from pipeline.models import Foundation
@@ -39,28 +39,23 @@ def run(config: Config, shards: str, features: str, *, overwrite: bool = False) 
     todo = output.unfinished(manifest.shards)
     resumed = manifest.rows - sum(shard.rows for shard in todo)
     started = time.monotonic()
-    written = 0
     with tracking.run("embed", config, resume=record.get("mlflow_run_id")) as active:
         output.update(mlflow_run_id=active.info.run_id)
         tracking.log_dataset("shards", manifest.digest, "embed")
         with connected(config.cluster.address, config.cluster.cpus) as resources:
-            with progress("embed", manifest.rows, resumed) as shown:
-                if todo:
-                    summaries = stream(
-                        todo, source, output, config, plan(resources), version=Version(foundation.key), prompts=None
-                    )
-                    for summary in summaries:
-                        written += summary["written"]
-                        shown.add(summary["rows"], quarantined=summary["quarantined"])
+            with progress("embed", manifest.rows, resumed, tracking.log_progress) as shown:
+                work = Work(source, output, config, Version(foundation.key), prompts=None)
+                done = run_shards(todo, work, plan(resources), shown)
         output.update(finished=True, digest=manifest.digest)
         seconds = time.monotonic() - started
         summary = {
             "rows": manifest.rows,
-            "embedded": written,
+            "embedded": done.written,
             "resumed": resumed,
+            "retried_shards": done.retried,
             "quarantined": output.quarantined(),
             "seconds": seconds,
-            "images_per_second": written / seconds,
+            "images_per_second": done.written / seconds,
         }
         tracking.log_metrics(summary)
         event("embedded", **summary)

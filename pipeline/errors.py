@@ -11,6 +11,10 @@ class MedFocusError(Exception):
     exit_code = 1
 
 
+class ShardError(MedFocusError):
+    """One shard is not what it should be; another try would find it the same."""
+
+
 class UsageError(MedFocusError):
     """The call or the configuration is wrong; nothing was started (exit 2)."""
 

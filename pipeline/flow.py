@@ -1,11 +1,14 @@
 """The one stream behind ``embed`` and ``score``: shards are read, decoded, segmented, embedded and committed.
 
 A block is a shard: it passes each stage whole and is committed by itself, so that what is finished survives.
-Rows are never dropped on the way; a row that fails carries its failure to the commit.
+Rows are never dropped on the way; a row that fails carries its failure to the commit. A shard that cannot be finished
+for a reason of the moment is tried again, after the others.
 """
 
+import random
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import ray
@@ -16,67 +19,115 @@ from pipeline import checkpoints
 from pipeline.actors import EmbedActor, Prompts, SegmentActor
 from pipeline.commit import Output
 from pipeline.config import Config
+from pipeline.errors import MedFocusError
+from pipeline.isolation import FAILURE, Isolation, open_journal
+from pipeline.logs import Progress, log
 from pipeline.manifest import ShardEntry
 from pipeline.reading import read_and_decode
 from pipeline.storage import Location
 from pipeline.writing import Version, commit_rows
 from stages.weights import sam2_image_size
 
+# How often a shard is tried, and the seconds before the first new try; each later one waits twice as long.
+_TRIES, _PAUSE = 4, 2.0
 
-def stream(
-    shards: Sequence[ShardEntry],
-    source: Location,
-    output: Output,
-    config: Config,
-    plan: Plan,
-    *,
-    version: Version,
-    prompts: Prompts | None,
-) -> Iterator[dict[str, Any]]:
-    """Run the shards through the stages; yields a summary of each as it is committed.
 
-    Args:
-        shards: to read, below ``source``.
-        output: where their rows go.
-        config: of the stages.
-        plan: sizes of tasks and actor pools.
-        version: what makes the rows.
-        prompts: of the model that scores; None keeps features of the labelled rows instead.
+@dataclass(frozen=True)
+class Work:
+    """What is done to shards: where they lie, where their rows go, and what makes these.
 
-    Yields:
-        ``{"rows", "written", "quarantined"}`` of one shard; ``rows`` counts only labelled ones for features.
+    ``prompts`` are those of the model that scores; None keeps features of the labelled rows instead.
     """
+
+    source: Location
+    output: Output
+    config: Config
+    version: Version
+    prompts: Prompts | None
+
+
+@dataclass
+class Done:
+    """What became of the shards of a run: rows written, shards tried again, and why some could not be finished."""
+
+    written: int = 0
+    retried: int = 0
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+def run_shards(shards: Sequence[ShardEntry], work: Work, plan: Plan, shown: Progress) -> Done:
+    """Finish the shards, those that fail for a reason of the moment at a later try.
+
+    Raises:
+        MedFocusError: some shards could not be finished; all others are.
+    """
+    done, todo = Done(), list(shards)
+    for attempt in range(_TRIES):
+        if not todo:
+            break
+        if attempt:
+            done.retried += len(todo)
+            log.warning("%d shards are tried again; %s: %s", len(todo), todo[0].name, done.failures[todo[0].sha256])
+            time.sleep(_PAUSE * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
+        again = _pass(todo, work, plan, shown, done)
+        todo = [shard for shard in todo if shard.sha256 in again]
+    failed = [shard for shard in shards if shard.sha256 in done.failures]
+    if failed:
+        raise MedFocusError(
+            f"{done.failures[failed[0].sha256]} ({len(failed)} of {len(shards)} shards could not be finished, the"
+            " others are; the same call goes on with them)"
+        )
+    return done
+
+
+def _pass(todo: Sequence[ShardEntry], work: Work, plan: Plan, shown: Progress, done: Done) -> set[str]:
+    """Try shards once; returns the digests of those that are worth another try."""
+    again = set()
+    for summary in _stream(todo, work, plan):
+        if summary[FAILURE]:
+            done.failures[summary["shard"]] = summary[FAILURE]
+            if not summary["lasting"]:
+                again.add(summary["shard"])
+            continue
+        done.failures.pop(summary["shard"], None)
+        done.written += summary["written"]
+        shown.add(summary["rows"], summary["quarantined"])
+    return again
+
+
+def _stream(shards: Sequence[ShardEntry], work: Work, plan: Plan) -> Iterator[dict[str, Any]]:
+    """Run the shards through the stages; yields what ``commit_rows`` says of each, in the order they end."""
+    config = work.config
     sam2 = checkpoints.resolve_sam2(config.segment, config.storage)
     decode = {"size": sam2_image_size(sam2.model), "max_pixels": config.decode.max_pixels}
     items = [asdict(shard) for shard in shards]
+    journal = open_journal()
+    reading = {
+        "source": work.source,
+        "decode": decode,
+        "labelled_only": work.prompts is None,
+        "isolation": Isolation("decode", journal),
+    }
+    segmenting = (config, plan.segment, plan.device, Isolation("segment", journal))
+    embedding = (config, plan.embed, plan.device, Isolation("embed", journal), work.prompts)
     dataset = (
         ray.data.from_items(items, override_num_blocks=len(items))
-        .map_batches(
-            read_and_decode,
-            batch_size=1,
-            num_cpus=plan.decode.cpus,
-            fn_kwargs={"source": source, "decode": decode, "labelled_only": prompts is None},
-        )
-        .map_batches(
-            SegmentActor,
-            batch_size=None,
-            fn_constructor_args=(config, plan.segment, plan.device),
-            **_pool(plan.segment),
-        )
-        .map_batches(
-            EmbedActor,
-            batch_size=None,
-            fn_constructor_args=(config, plan.embed, plan.device, prompts),
-            **_pool(plan.embed),
-        )
+        .map_batches(read_and_decode, batch_size=1, fn_kwargs=reading, **_tasks(plan.decode))
+        .map_batches(SegmentActor, batch_size=None, fn_constructor_args=segmenting, **_pool(plan.segment))
+        .map_batches(EmbedActor, batch_size=None, fn_constructor_args=embedding, **_pool(plan.embed))
         .map_batches(
             commit_rows,
             batch_size=None,
-            num_cpus=plan.commit.cpus,
-            fn_kwargs={"output": output, "version": version},
+            fn_kwargs={"output": work.output, "version": work.version},
+            **_tasks(plan.commit),
         )
     )
     yield from dataset.iter_rows()
+
+
+def _tasks(share: Share) -> dict[str, Any]:
+    # Without end: the journal sees to it that a row does not kill for ever.
+    return {"num_cpus": share.cpus, "max_retries": -1}
 
 
 def _pool(share: Share) -> dict[str, Any]:

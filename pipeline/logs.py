@@ -3,14 +3,14 @@
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
 
 log = logging.getLogger("medfocus")
-_SECONDS_BETWEEN_LINES = 30.0
+_SECONDS_BETWEEN_LINES, _SECONDS_BETWEEN_FIGURES = 30.0, 10.0
 
 
 class _Structured(logging.Formatter):
@@ -39,23 +39,38 @@ def event(message: str, **fields: Any) -> None:
 
 
 class Progress:
-    """Rows done of all: a bar on a terminal, a line now and then in a log file."""
+    """Rows done of all: a bar on a terminal, else a line now and then; and figures now and then for who follows."""
 
-    def __init__(self, what: str, total: int, done: int):
+    def __init__(self, what: str, total: int, done: int, follow: Callable[[dict[str, float]], None]):
         self.what, self.total, self.done, self.first = what, total, done, done
-        self.started = self.last_line = time.monotonic()
+        self.quarantined, self.follow = 0, follow
+        self.started = self.last_line = self.last_figures = time.monotonic()
         self.bar = tqdm(
             total=total, initial=done, desc=what, unit="img", file=sys.stderr, disable=not sys.stderr.isatty()
         )
 
-    def add(self, rows: int, **fields: Any) -> None:
-        self.done += rows
+    def add(self, rows: int, quarantined: int) -> None:
+        """Some more rows are done, of which so many are quarantined."""
+        self.done, self.quarantined = self.done + rows, self.quarantined + quarantined
         self.bar.update(rows)
-        self.bar.set_postfix(fields, refresh=False)
+        self.bar.set_postfix(quarantined=self.quarantined, refresh=False)
         now = time.monotonic()
         if self.bar.disable and now - self.last_line > _SECONDS_BETWEEN_LINES:
             self.last_line = now
-            event(f"{self.what} goes on", done=self.done, of=self.total, left_s=round(self.seconds_left()), **fields)
+            event(f"{self.what} goes on", **self.figures())
+        if now - self.last_figures > _SECONDS_BETWEEN_FIGURES:
+            self.last_figures = now
+            self.follow(self.figures())
+
+    def figures(self) -> dict[str, float]:
+        """Rows done of all, how many this call has quarantined, its speed, and the seconds that are left."""
+        return {
+            "rows_done": self.done,
+            "rows_total": self.total,
+            "rows_quarantined": self.quarantined,
+            "images_per_second_now": self.images_per_second(),
+            "seconds_left": round(self.seconds_left()),
+        }
 
     def images_per_second(self) -> float:
         return (self.done - self.first) / max(time.monotonic() - self.started, 1e-9)
@@ -65,9 +80,9 @@ class Progress:
 
 
 @contextmanager
-def progress(what: str, total: int, done: int = 0) -> Iterator[Progress]:
-    """Progress of a command over ``total`` rows of which ``done`` were finished before it began."""
-    shown = Progress(what, total, done)
+def progress(what: str, total: int, done: int, follow: Callable[[dict[str, float]], None]) -> Iterator[Progress]:
+    """Progress of a command over ``total`` rows of which ``done`` were finished before it began; ``follow`` is told."""
+    shown = Progress(what, total, done, follow)
     try:
         yield shown
     finally:

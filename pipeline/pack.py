@@ -139,8 +139,8 @@ def _write(plans: list[dict[str, Any]], origin: Location, target: Location, imag
         write_shard, fn_args=(origin, target), num_cpus=0.5
     )
     entries = []
-    with progress("pack", images) as shown:
+    with progress("pack", images, 0, tracking.log_progress) as shown:
         for row in dataset.iter_rows():
             entries.append(ShardEntry(**row))
-            shown.add(row["rows"])
+            shown.add(row["rows"], 0)
     return entries

@@ -13,6 +13,8 @@ from pipeline.errors import UsageError
 
 VERSION = "1"
 CLASSES_KEY = b"medfocus.classes"
+# Before the name of a column of feature rows: the same of augmented views.
+AUGMENTED = "augmented_"
 _NAME_KEY, _VERSION_KEY = b"medfocus.record", b"medfocus.version"
 
 
@@ -76,25 +78,25 @@ def prediction_schema(classes: Sequence[str]) -> pa.Schema:
     return PREDICTION.with_metadata(PREDICTION.metadata | {CLASSES_KEY: json.dumps(list(classes)).encode()})
 
 
-def feature_schema(views: int, tokens: int, width: int, region: bool) -> pa.Schema:
+def feature_schema(tokens: int, width: int, region: bool, augmented: int = 0) -> pa.Schema:
     """Schema of feature rows of a tower with ``tokens`` tokens (CLS first) of ``width``.
 
-    Each row has a number of views of its image, of which the first is the image itself and the others are augmented.
     ``region_tokens`` holds the tokens of a crop about the image's best region; it is there when the model's ``focus``
-    is ``masked_image`` or ``both``.
+    is ``masked_image`` or ``both``. A number of augmented views of the image is kept in columns of their own.
     """
-    kept = pa.fixed_shape_tensor(pa.float16(), [views, tokens, width])
-    fields = [
-        *_WHO,
-        pa.field("label", pa.string(), nullable=False),
-        *_FOUND,
-        pa.field("tokens", kept, nullable=False),
-        pa.field("focus", pa.fixed_shape_tensor(pa.float16(), [views, tokens - 1]), nullable=False),
-        pa.field("model_key", pa.string(), nullable=False),
-    ]
-    if region:
-        fields.append(pa.field("region_tokens", kept, nullable=False))
-    return _record("feature", fields)
+    shapes = {"tokens": [tokens, width], "focus": [tokens - 1]} | ({"region_tokens": [tokens, width]} if region else {})
+    if augmented:
+        shapes |= {AUGMENTED + name: [augmented, *shape] for name, shape in shapes.items()}
+    return _record(
+        "feature",
+        [
+            *_WHO,
+            pa.field("label", pa.string(), nullable=False),
+            *_FOUND,
+            pa.field("model_key", pa.string(), nullable=False),
+            *(pa.field(name, pa.fixed_shape_tensor(pa.float16(), shape), False) for name, shape in shapes.items()),
+        ],
+    )
 
 
 def check_record(schema: pa.Schema, expected: pa.Schema, name: str) -> None:

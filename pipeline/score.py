@@ -9,7 +9,7 @@ from pipeline import tracking
 from pipeline.commit import PREDICTIONS, Output
 from pipeline.config import Config
 from pipeline.errors import TooManyQuarantined, before_start
-from pipeline.flow import stream
+from pipeline.flow import Work, run_shards
 from pipeline.logs import event, progress
 from pipeline.manifest import read_manifest
 from pipeline.models import resolve_model
@@ -55,19 +55,9 @@ def run(config: Config, shards: str, out: str, model_uri: str, *, overwrite: boo
         tracking.log_dataset("shards", manifest.digest, "score")
         tracking.log_parameters({"model_version": version})
         with connected(config.cluster.address, config.cluster.cpus) as resources:
-            with progress("score", manifest.rows, resumed) as shown:
-                if todo:
-                    summaries = stream(
-                        todo,
-                        source,
-                        output,
-                        config,
-                        plan(resources),
-                        version=Version(version, model.settings.classes),
-                        prompts=prompts,
-                    )
-                    for summary in summaries:
-                        shown.add(summary["rows"], quarantined=summary["quarantined"])
+            with progress("score", manifest.rows, resumed, tracking.log_progress) as shown:
+                work = Work(source, output, config, Version(version, model.settings.classes), prompts)
+                done = run_shards(todo, work, plan(resources), shown)
         output.update(finished=True, digest=manifest.digest)
         seconds = time.monotonic() - started
         quarantined = output.quarantined()
@@ -76,6 +66,7 @@ def run(config: Config, shards: str, out: str, model_uri: str, *, overwrite: boo
             "scored": manifest.rows - quarantined,
             "quarantined": quarantined,
             "resumed": resumed,
+            "retried_shards": done.retried,
             "seconds": seconds,
             "images_per_second": (manifest.rows - resumed) / seconds,
         }

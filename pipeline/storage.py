@@ -31,8 +31,16 @@ _MENDS = {
 }
 
 
+# Of these, any other call would fail too: no other shard is worth a try.
+_OF_ACCESS = {name for name in _MENDS if name != "NETWORK_CONNECTION"}
+
+
 class StorageError(MedFocusError):
     """Storage that cannot be used; the message is one line and names the location and the mend."""
+
+
+class AccessError(StorageError):
+    """Storage that may not be used, whatever is asked of it: the credentials or the bucket are wrong."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +109,8 @@ class Location:
         try:
             return call()
         except OSError as error:
-            raise StorageError(f"{self.uri}: {_reason(error)}") from error
+            kind = AccessError if _code(error) in _OF_ACCESS else StorageError
+            raise kind(f"{self.uri}: {_reason(error)}") from error
 
 
 def locate(uri: str, config: StorageSection) -> Location:
@@ -169,11 +178,16 @@ def _write_local(path: Path, content: bytes) -> None:
         draft.unlink(missing_ok=True)
 
 
+def _code(error: OSError) -> str:
+    """AWS's name of the error; empty where it has none."""
+    found = _AWS_CODE.search(str(error))
+    return found.group(1) if found else ""
+
+
 def _reason(error: OSError) -> str:
     """One line that says what went wrong and what to do."""
-    code = _AWS_CODE.search(str(error))
-    if code and code.group(1) in _MENDS:
-        return _MENDS[code.group(1)]
+    if _code(error) in _MENDS:
+        return _MENDS[_code(error)]
     text = error.strerror or str(error).strip().splitlines()[0]
     if isinstance(error, FileNotFoundError):
         return "no such file or folder; correct the path"

@@ -105,6 +105,11 @@ def log_metrics(values: Mapping[str, Any]) -> None:
         mlflow.log_metrics(dict(numbers[start : start + _MOST_METRICS]))
 
 
+def log_progress(figures: Mapping[str, float]) -> None:
+    """Log how far the run is; its rows done are the step."""
+    mlflow.log_metrics(dict(figures), step=int(figures["rows_done"]))
+
+
 def log_history(history: Sequence[Mapping[str, float]]) -> None:
     """Log what an epoch measured, each epoch a step."""
     for step, values in enumerate(history):

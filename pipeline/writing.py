@@ -8,7 +8,9 @@ import pyarrow as pa
 
 from pipeline import records
 from pipeline.commit import Output
-from pipeline.errors import MedFocusError
+from pipeline.errors import MedFocusError, ShardError
+from pipeline.isolation import FAILURE
+from pipeline.storage import AccessError, StorageError
 from stages.batch import well
 
 
@@ -20,8 +22,28 @@ class Version:
     classes: tuple[str, ...] = ()
 
 
-def commit_rows(batch: dict[str, np.ndarray], output: Output, version: Version) -> dict[str, list[int]]:
-    """Write the rows of one shard; returns its summary as a batch of one row."""
+def commit_rows(batch: dict[str, np.ndarray], output: Output, version: Version) -> dict[str, list]:
+    """Write the rows of one shard; returns its summary as a batch of one row.
+
+    A shard that could not be finished is not written, nor is one that cannot be written now; ``failure`` says why, and
+    ``lasting`` whether another try would be in vain.
+
+    Raises:
+        AccessError: storage may not be used at all.
+    """
+    shard, failure = batch["shard"][0], str(batch[FAILURE][0])
+    if not failure:
+        try:
+            return _commit(batch, output, version) | {"shard": [shard], FAILURE: [""], "lasting": [False]}
+        except AccessError:
+            raise
+        except StorageError as error:
+            failure = str(error)
+    lasting = batch["error"][0] == ShardError.__name__
+    return {"rows": [0], "written": [0], "quarantined": [0], "shard": [shard], FAILURE: [failure], "lasting": [lasting]}
+
+
+def _commit(batch: dict[str, np.ndarray], output: Output, version: Version) -> dict[str, list]:
     rows = len(batch["image_id"])
     shards = set(batch["shard"].tolist())
     if len(shards) != 1 or rows != batch["shard_rows"][0]:
@@ -55,14 +77,21 @@ def _found(batch: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, Any]:
 def _features(batch: dict[str, np.ndarray], rows: np.ndarray, version: Version) -> pa.Table:
     region = "region_tokens" in batch
     _, views, tokens, width = batch["tokens"].shape
-    schema = records.feature_schema(views, tokens, width, region)
+    schema = records.feature_schema(tokens, width, region, augmented=views - 1)
     columns = _who(batch, rows) | _found(batch, rows)
     columns |= {"label": batch["truth"][rows].tolist(), "model_key": [version.name] * len(rows)}
     for name in ("tokens", "focus", "region_tokens") if region else ("tokens", "focus"):
-        flat = pa.array(np.ascontiguousarray(batch[name][rows]).reshape(-1))
-        storage = pa.FixedSizeListArray.from_arrays(flat, int(np.prod(batch[name].shape[1:])))
-        columns[name] = pa.ExtensionArray.from_storage(schema.field(name).type, storage)
+        columns[name] = _tensors(batch[name][rows, 0])
+        if views > 1:
+            columns[records.AUGMENTED + name] = _tensors(batch[name][rows, 1:])
     return pa.table(columns, schema=schema)
+
+
+def _tensors(values: np.ndarray) -> pa.ExtensionArray:
+    """Rows of tensors of one shape, none of them included."""
+    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+    storage = pa.FixedSizeListArray.from_arrays(flat, int(np.prod(values.shape[1:])))
+    return pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.float16(), values.shape[1:]), storage)
 
 
 def _predictions(batch: dict[str, np.ndarray], rows: np.ndarray, version: Version) -> pa.Table:

@@ -13,7 +13,9 @@ Batch = dict[str, Any]
 
 
 def start(batch: Mapping[str, Any]) -> Batch:
-    """A copy of the batch (arrays shared) whose rows are all well."""
+    """A copy of the batch (arrays shared) whose rows are all well, but for those that have failed already."""
+    if "error" in batch:
+        return writable(batch)
     rows = len(batch["image_id"])
     return {**batch, **{name: np.full(rows, "", dtype=object) for name in ("stage", "error", "message")}}
 

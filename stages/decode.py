@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from stages.batch import Batch, fail, start
+from stages.batch import Batch, fail, start, well
 
 MEDIA_TYPES = {
     "PNG": "image/png",
@@ -65,7 +65,7 @@ class Decode:
         rows = len(batch["image_id"])
         images: list[np.ndarray | None] = [None] * rows
         height, width = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
-        for row in range(rows):
+        for row in well(out):
             try:
                 image = self._open(batch["image"][row], batch["media_type"][row])
                 width[row], height[row] = image.size

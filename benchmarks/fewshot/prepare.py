@@ -97,9 +97,9 @@ def _examples(features: Path, source: Path, backbone: Backbone, true_masks: Path
     tokens["overlay"] = _lower(lay_over(pixels, masks), backbone.tower)
     tokens["crop"] = _lower(crop(pixels, masks), backbone.tower)
     if true_masks is None:  # what embed itself wrote is what is compared
-        tokens["whole"] = _first_view(table, "tokens")
-        tokens["masked"] = _first_view(table, "region_tokens")
-        focus = _first_view(table, "focus")
+        tokens["whole"] = _tensors(table, "tokens")
+        tokens["masked"] = _tensors(table, "region_tokens")
+        focus = _tensors(table, "focus")
     patients = [
         patient or f"image {name}" for patient, name in zip(table["patient_id"].to_pylist(), names, strict=True)
     ]
@@ -125,8 +125,8 @@ def examples(
     return Examples(cls=cls, memory=memory, embeddings=embeddings, **columns)
 
 
-def _first_view(table: Any, column: str) -> np.ndarray:
-    return table[column].combine_chunks().to_numpy_ndarray()[:, 0]
+def _tensors(table: Any, column: str) -> np.ndarray:
+    return table[column].combine_chunks().to_numpy_ndarray()
 
 
 def _decode(paths: Sequence[Path], size: int) -> np.ndarray:

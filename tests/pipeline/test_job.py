@@ -130,7 +130,7 @@ def test_features_hold_the_labelled_images_and_no_other(job: SimpleNamespace) ->
     assert {row["image_id"] for row in rows} == {f"{index:06d}.png" for index in range(COUNT)} and len(rows) == COUNT
     assert {row["model_key"] for row in rows} == {job.embedded["model_key"]}
     schema = pq.read_schema(files[0])
-    records.check_record(schema, records.feature_schema(2, 197, 192, region=True), "features")
+    records.check_record(schema, records.feature_schema(197, 192, region=True, augmented=1), "features")
     assert [row["image_id"] for row in rows_of(job.root / "features" / "quarantine")] == ["zero.png"]
 
 

@@ -1,0 +1,153 @@
+"""Who is guilty: a stage works on a shard in groups of rows, and a group that fails is taken apart until the row is
+found that it fails for; also where what fails is the process itself.
+
+A journal, an actor beside the driver, holds which rows each worker has in hand. When a worker has died, the one after
+it finds its rows there, and takes each of them alone. A row that was in hand alone at two deaths is given up.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipeline.errors import MedFocusError
+from pipeline.storage import AccessError
+from stages.batch import Batch, fail, well, writable
+
+# Rows that are worked on at once: all of them are looked at one by one if their worker dies.
+GROUP = 32
+# Deaths of its worker, with a row alone in hand, after which the row is given up.
+_DEATHS = 2
+# Errors of the moment, not of a row that is worked on: the shard is tried again as a whole.
+_OF_THE_MOMENT = (OSError, MemoryError, MedFocusError)
+# Column with the reason for which a shard cannot be finished now; empty where all is well.
+FAILURE = "failure"
+
+Call = Callable[[Batch], Batch]
+
+
+class Journal:
+    """Rows that workers have in hand, by shard and stage."""
+
+    def __init__(self) -> None:
+        self._in_hand: dict[tuple[str, str], list[int]] = {}
+        self._suspects: dict[tuple[str, str], Counter[int]] = {}
+
+    def open(self, shard: str, stage: str) -> dict[int, int]:
+        """A worker begins with a shard: rows that one before it died with, each with the deaths when it was alone."""
+        left = self._in_hand.pop((shard, stage), [])
+        suspects = self._suspects.setdefault((shard, stage), Counter())
+        suspects.update({row: int(len(left) == 1) for row in left})
+        return dict(suspects)
+
+    def take(self, shard: str, stage: str, rows: list[int]) -> None:
+        self._in_hand[shard, stage] = rows
+
+    def close(self, shard: str, stage: str) -> None:
+        self._in_hand.pop((shard, stage), None)
+        self._suspects.pop((shard, stage), None)
+
+
+def open_journal() -> Any:
+    """A journal in an actor on the driver's own node, which lives as long as the driver."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    return ray.remote(Journal).options(num_cpus=0, scheduling_strategy=here).remote()
+
+
+@dataclass(frozen=True)
+class Isolation:
+    """A stage's work, kept apart from the rows that would stop it.
+
+    Args:
+        stage: name of the stage, as quarantine has it.
+        journal: of the run.
+    """
+
+    stage: str
+    journal: Any
+
+    def __call__(self, call: Call, batch: Batch) -> Batch:
+        """What ``call`` makes of the rows of a shard.
+
+        A row for which it fails, or dies, has failed at the stage. Where storage or memory fails, the shard has: its
+        ``failure`` says why and none of its rows are worked on any further.
+
+        Raises:
+            AccessError: storage may not be used at all; the run ends.
+        """
+        batch, shard = writable(batch), str(batch["shard"][0])
+        if batch[FAILURE][0]:
+            return call(batch)  # its rows are passed by
+        try:
+            made = self._by_groups(call, batch, shard)
+        except AccessError:
+            raise
+        except Exception as error:
+            return call(give_up(batch, self.stage, error))
+        ray.get(self.journal.close.remote(shard, self.stage))
+        return made
+
+    def _by_groups(self, call: Call, batch: Batch, shard: str) -> Batch:
+        suspects = ray.get(self.journal.open.remote(shard, self.stage))
+        for row, deaths in suspects.items():
+            if deaths >= _DEATHS:
+                fail(
+                    batch,
+                    row,
+                    self.stage,
+                    "WorkerDied",
+                    f"the process died each of {deaths} times it had this row alone",
+                )
+        others = np.setdiff1d(np.arange(len(batch["image_id"])), list(suspects))
+        groups = [others[start : start + GROUP] for start in range(0, len(others), GROUP)]
+        groups += [np.array([row]) for row in sorted(suspects)]
+        done = [part for rows in groups for part in self._attempt(call, batch, shard, rows)]
+        return _join([part for _, part in done], np.concatenate([rows for rows, _ in done]))
+
+    def _attempt(self, call: Call, batch: Batch, shard: str, rows: np.ndarray) -> list[tuple[np.ndarray, Batch]]:
+        """What is made of some rows, in as few parts as it could be made in."""
+        part = writable({name: column[rows] for name, column in batch.items()})
+        if len(well(part)):
+            ray.get(self.journal.take.remote(shard, self.stage, rows.tolist()))
+        try:
+            return [(rows, call(part))]
+        except Exception as error:
+            if len(rows) > 1:
+                halves = np.array_split(rows, 2)
+                return [entry for half in halves for entry in self._attempt(call, batch, shard, half)]
+            if _is_of_the_moment(error):
+                raise
+            fail(part, 0, self.stage, type(error).__name__, f"the stage failed for this image ({type(error).__name__})")
+            return [(rows, call(part))]
+
+
+def give_up(batch: Batch, stage: str, error: Exception) -> Batch:
+    """The batch with the reason for which its shard cannot be finished now, and no row that is well."""
+    out = writable(batch)
+    reason = " ".join(str(error).split())[:300] if isinstance(error, MedFocusError) else type(error).__name__
+    for row in range(len(out["image_id"])):
+        fail(out, row, stage, type(error).__name__, "its shard could not be finished")
+    return out | {FAILURE: np.full(len(out["image_id"]), reason, object)}
+
+
+def _is_of_the_moment(error: Exception) -> bool:
+    # torch's own is named, not imported: the readers of shards do without torch's seconds.
+    return isinstance(error, _OF_THE_MOMENT) or type(error).__name__ == "OutOfMemoryError"
+
+
+def _join(parts: list[Batch], rows: np.ndarray) -> Batch:
+    """Parts of a batch as one, in the order of its rows."""
+    order = np.argsort(rows)
+    return {name: _stack([part[name] for part in parts])[order] for name in parts[0]}
+
+
+def _stack(columns: list[np.ndarray]) -> np.ndarray:
+    """Columns on each other; where some images are grey, [..., 1], and others coloured, these are spread."""
+    if columns[0].ndim == 1:
+        return np.concatenate(columns)
+    shape = np.max([column.shape[1:] for column in columns], axis=0)
+    return np.concatenate([np.broadcast_to(column, (len(column), *shape)) for column in columns])
