@@ -23,6 +23,7 @@ _COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "embed": ("masks and tokens of labelled shards, kept for training", ("decode", "segment", "clip", "model")),
     "train": ("prompt tuning on features; registers the model and prints its URI", ("model", "train")),
     "score": ("predictions and quarantine of an archive", ("decode", "segment", "clip", "score")),
+    "quarantine": ("what is in quarantine, by cause", ()),
     "evaluate": ("metrics of predictions against labels, with intervals", ("evaluate",)),
     "doctor": ("what is installed and reachable, and the mend for what is not", ()),
     "demo": ("the whole pipeline on phantoms, from images to metrics", ()),
@@ -33,6 +34,7 @@ _POSITIONS = {
     "embed": ("shards", "features"),
     "train": ("features", "name"),
     "score": ("shards", "out", "model"),
+    "quarantine": ("out",),
     "evaluate": ("out", "labels"),
     "doctor": ("probe",),
     "demo": ("work",),
@@ -67,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(call: argparse.Namespace, config: Config) -> dict[str, Any]:
     # Imported when asked for: ray, torch and mlflow take seconds.
     run: Callable[..., dict[str, Any]] = import_module(f"pipeline.{call.command}").run
-    options = {"overwrite": call.overwrite} if call.command in ("embed", "score") else {}
+    options = {name: getattr(call, name) for name in ("overwrite", "retry_quarantined") if name in call}
     return run(config, *(getattr(call, name) for name in _POSITIONS[call.command]), **options)
 
 
@@ -104,11 +106,15 @@ def _add_arguments(made: dict[str, argparse.ArgumentParser]) -> None:
     made["score"].add_argument("shards", metavar="SHARDS", help=f"prefix that pack wrote; {place}")
     made["score"].add_argument("out", metavar="OUT", help=f"prefix to write to; {place}")
     made["score"].add_argument("--model", required=True, metavar="URI", help="models:/NAME/VERSION or a folder")
+    made["quarantine"].add_argument("out", metavar="OUT", help=f"prefix that score or embed wrote; {place}")
     made["evaluate"].add_argument("out", metavar="OUT", help=f"prefix that score wrote; {place}")
     made["evaluate"].add_argument("--labels", required=True, metavar="SHARDS|FILE", help="shards, or a CSV of labels")
     made["doctor"].add_argument("--probe", metavar="PREFIX", help=f"write, read and delete below this prefix; {place}")
     for name in ("embed", "score"):
         made[name].add_argument("--overwrite", action="store_true", help="remove what the output holds first")
+        made[name].add_argument(
+            "--retry-quarantined", action="store_true", help="take shards with quarantined rows again, after a fix"
+        )
     made["demo"].add_argument("--work", metavar="DIR", help="folder for all that the demo makes (default: work)")
 
 

@@ -51,8 +51,22 @@ class Output:
     def quarantine(self) -> Location:
         return self.prefix / QUARANTINE
 
-    def begin(self, settings: Mapping[str, Any], manifest: Manifest, *, overwrite: bool = False) -> dict[str, Any]:
+    def begin(
+        self,
+        settings: Mapping[str, Any],
+        manifest: Manifest,
+        *,
+        overwrite: bool = False,
+        retry_quarantined: bool = False,
+    ) -> dict[str, Any]:
         """Start or continue the run of these settings on this prefix; returns the run's record.
+
+        Args:
+            settings: all that decides the rows.
+            manifest: of the shards.
+            overwrite: remove what is there first.
+            retry_quarantined: count shards with quarantined rows as unfinished; then a setting that changes no row but
+                those may be another.
 
         Raises:
             UsageError: the prefix holds rows made by other settings, or of shards that have changed since.
@@ -64,10 +78,14 @@ class Output:
         if record.exists():
             earlier = record.read_json()
             if earlier.get("key") != key:
-                changed = ", ".join(_differences(earlier.get("settings", {}), settings)) or "the program"
-                raise UsageError(
-                    f"{self.prefix.uri}: holds rows made with another {changed}; choose a new prefix or --overwrite"
-                )
+                changed = _differences(earlier.get("settings", {}), settings)
+                if not retry_quarantined or changed != ["max_pixels"]:
+                    raise UsageError(
+                        f"{self.prefix.uri}: holds rows made with another {', '.join(changed) or 'program'};"
+                        " choose a new prefix or --overwrite"
+                    )
+                earlier |= {"key": key, "settings": dict(settings)}
+                record.write_json(earlier)
         else:
             earlier = {"key": key, "settings": dict(settings), "finished": False}
             record.write_json(earlier)
@@ -78,6 +96,9 @@ class Output:
                 f"{self.prefix.uri}: holds rows of {len(strangers)} shards that are not, or no longer, in SHARDS;"
                 " choose a new prefix or --overwrite"
             )
+        if retry_quarantined:
+            for name in self.quarantine.files(".parquet"):
+                (self.rows / name).delete()
         return earlier
 
     def update(self, **entries: Any) -> None:

@@ -17,7 +17,9 @@ from pipeline.storage import locate
 from pipeline.writing import Version
 
 
-def run(config: Config, shards: str, features: str, *, overwrite: bool = False) -> dict[str, Any]:
+def run(
+    config: Config, shards: str, features: str, *, overwrite: bool = False, retry_quarantined: bool = False
+) -> dict[str, Any]:
     """Embed the labelled rows of the shards; a run that was stopped goes on where it was.
 
     Args:
@@ -25,6 +27,7 @@ def run(config: Config, shards: str, features: str, *, overwrite: bool = False) 
         shards: prefix with a manifest.
         features: prefix to write to.
         overwrite: remove what ``features`` holds first.
+        retry_quarantined: take shards with quarantined rows again; ``decode.max_pixels`` may have changed.
 
     Raises:
         UsageError: there are no shards, or ``features`` holds rows made by other settings.
@@ -35,7 +38,7 @@ def run(config: Config, shards: str, features: str, *, overwrite: bool = False) 
         foundation = Foundation.of(config)
         output = Output(locate(features, config.storage), FEATURES)
         settings = {"foundation": vars(foundation), "max_pixels": config.decode.max_pixels}
-        record = output.begin(settings, manifest, overwrite=overwrite)
+        record = output.begin(settings, manifest, overwrite=overwrite, retry_quarantined=retry_quarantined)
     todo = output.unfinished(manifest.shards)
     resumed = manifest.rows - sum(shard.rows for shard in todo)
     started = time.monotonic()

@@ -83,13 +83,13 @@ class Isolation:
         if batch[FAILURE][0]:
             return call(batch)  # its rows are passed by
         try:
-            made = self._by_groups(call, batch, shard)
+            return self._by_groups(call, batch, shard)
         except AccessError:
             raise
         except Exception as error:
             return call(give_up(batch, self.stage, error))
-        ray.get(self.journal.close.remote(shard, self.stage))
-        return made
+        finally:  # which a death does not come to
+            ray.get(self.journal.close.remote(shard, self.stage))
 
     def _by_groups(self, call: Call, batch: Batch, shard: str) -> Batch:
         suspects = ray.get(self.journal.open.remote(shard, self.stage))

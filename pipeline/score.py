@@ -17,7 +17,9 @@ from pipeline.storage import locate
 from pipeline.writing import Version
 
 
-def run(config: Config, shards: str, out: str, model_uri: str, *, overwrite: bool = False) -> dict[str, Any]:
+def run(
+    config: Config, shards: str, out: str, model_uri: str, *, overwrite: bool = False, retry_quarantined: bool = False
+) -> dict[str, Any]:
     """Score every row of the shards; a run that was stopped goes on where it was.
 
     Args:
@@ -26,6 +28,7 @@ def run(config: Config, shards: str, out: str, model_uri: str, *, overwrite: boo
         out: prefix for ``predictions/`` and ``quarantine/``.
         model_uri: ``models:/NAME/VERSION``, ``models:/NAME@ALIAS``, or a folder.
         overwrite: remove what ``out`` holds first.
+        retry_quarantined: take shards with quarantined rows again; ``decode.max_pixels`` may have changed.
 
     Raises:
         UsageError: there are no shards or no such model, or ``out`` holds rows of another model.
@@ -46,7 +49,7 @@ def run(config: Config, shards: str, out: str, model_uri: str, *, overwrite: boo
             "max_pixels": config.decode.max_pixels,
             "accept_at": prompts.calibration.accept_at,
         }
-        record = output.begin(settings, manifest, overwrite=overwrite)
+        record = output.begin(settings, manifest, overwrite=overwrite, retry_quarantined=retry_quarantined)
     todo = output.unfinished(manifest.shards)
     resumed = manifest.rows - sum(shard.rows for shard in todo)
     started = time.monotonic()

@@ -165,7 +165,7 @@ def _pick(random: np.random.Generator, places: np.ndarray, size: int) -> tuple[f
 
 
 def _draw_decoys(random: np.random.Generator, anatomy: Anatomy, label: str) -> np.ndarray:
-    """Paint marks like lesions of another class where no lesion can be, outside of all that is drawn; masks [n, S, S]."""
+    """Paint marks like lesions of another class where no lesion can be, outside of what is drawn; masks [n, S, S]."""
     size = anatomy.picture.shape[0]
     outside = _inner(size, 1 / 12)
     for mask in anatomy.parts.values():

@@ -1,0 +1,47 @@
+"""``medfocus quarantine``: what is in quarantine, by cause."""
+
+from collections import Counter
+from typing import Any
+
+import pyarrow.dataset as pads
+
+from pipeline.commit import QUARANTINE
+from pipeline.config import Config
+from pipeline.errors import UsageError, before_start
+from pipeline.storage import locate
+
+
+def run(config: Config, out: str) -> dict[str, Any]:
+    """Count the quarantined rows of a prefix by stage and error, and print a line for each with one of its messages.
+
+    Args:
+        config: says how storage is reached.
+        out: prefix that ``score`` or ``embed`` wrote.
+
+    Raises:
+        UsageError: there is no such prefix.
+    """
+    with before_start():
+        prefix = locate(out, config.storage)
+        folder = prefix / QUARANTINE
+        if not prefix.is_folder():
+            raise UsageError(f"{prefix.uri}: nothing is there; give a prefix that score or embed wrote")
+        names = folder.files(".parquet")
+    counts: Counter[tuple[str, str]] = Counter()
+    messages: dict[tuple[str, str], str] = {}
+    if names:
+        paths = [f"{folder.path}/{name}" for name in names]
+        dataset = pads.dataset(paths, filesystem=folder.filesystem, format="parquet")
+        for batch in dataset.to_batches(columns=["stage", "error", "message"]):
+            for row in batch.to_pylist():
+                cause = row["stage"], row["error"]
+                counts[cause] += 1
+                messages.setdefault(cause, row["message"])
+    causes = [
+        {"stage": stage, "error": error, "rows": rows, "message": messages[stage, error]}
+        for (stage, error), rows in counts.most_common()
+    ]
+    for (stage, error), rows in counts.most_common():
+        print(f"{rows:>9} {stage:<9} {error:<15} such as: {messages[stage, error]}", flush=True)
+    print(f"{counts.total():>9} rows in quarantine", flush=True)
+    return {"quarantined": counts.total(), "causes": causes}

@@ -1,0 +1,59 @@
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from pipeline import embed, pack, train
+from pipeline.config import load_config
+from tests.faults.injection import Scoring
+
+COUNT, ROWS_PER_SHARD = 48, 6
+SETTINGS = ["segment.points_per_side=2", "score.max_quarantined=0.5"]
+
+
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> SimpleNamespace:
+    """Phantoms in eight shards and a model trained on them; nothing is scored yet."""
+    root = tmp_path_factory.mktemp("faults")
+    subprocess.run([sys.executable, "-m", "starter.phantoms", str(root), "--count", str(COUNT)], check=True)
+    settings = [*SETTINGS, f"work={root / 'work'}", f"pack.rows_per_shard={ROWS_PER_SHARD}", "train.epochs=2"]
+    config = load_config(None, settings)
+    pack.run(config, str(root / "images"), str(root / "shards"), str(root / "labels.csv"))
+    embed.run(config, str(root / "shards"), str(root / "features"))
+    model = train.run(config, str(root / "features"), "faults")["model_uri"]
+    images = {f"{index:06d}.png" for index in range(COUNT)}
+    return SimpleNamespace(root=root, config=config, model=model, images=images, shards=str(root / "shards"))
+
+
+@pytest.fixture(scope="session")
+def undisturbed(archive: SimpleNamespace) -> dict[str, dict]:
+    """The predictions of a run that nothing disturbs, by image."""
+    scoring = _scoring(archive, archive.root / "undisturbed")
+    scoring.finish()
+    return {row["image_id"]: row for row in scoring.rows("predictions")}
+
+
+@pytest.fixture
+def scoring(archive: SimpleNamespace, tmp_path: Path) -> Scoring:
+    """A run of its own over the archive."""
+    return _scoring(archive, tmp_path / "out")
+
+
+@pytest.fixture
+def own_shards(scoring: Scoring, tmp_path: Path) -> Callable[[], Scoring]:
+    """The run over a copy of the shards, which may be spoiled."""
+
+    def copied() -> Scoring:
+        shutil.copytree(scoring.shards, tmp_path / "shards")
+        return replace(scoring, shards=str(tmp_path / "shards"))
+
+    return copied
+
+
+def _scoring(archive: SimpleNamespace, out: Path) -> Scoring:
+    return Scoring(archive.shards, str(out), archive.model, [*SETTINGS, f"work={archive.root / 'work'}"])

@@ -1,0 +1,189 @@
+"""Images, shards and storage that are not what they should be."""
+
+import hashlib
+import io
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import boto3
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from ray.cluster_utils import Cluster
+
+from pipeline import pack, quarantine
+from pipeline.config import StorageSection
+from pipeline.storage import locate
+from tests.faults.injection import Account, Scoring, account, failing_s3, kill, wait_until
+
+pytestmark = pytest.mark.faults
+ALL_WELL = Account(lost=0, doubled=0, different=0)
+
+
+def poisoned(good: bytes) -> dict[str, tuple[bytes, str]]:
+    """Twelve images that cannot be scored, by name, each with the error that quarantine names."""
+    grey = Image.open(io.BytesIO(good))
+    two = io.BytesIO()
+    grey.save(two, "TIFF", save_all=True, append_images=[grey])
+    nan = io.BytesIO()
+    Image.fromarray(np.full((40, 40), np.nan, np.float32)).save(nan, "TIFF")
+    bomb = io.BytesIO()
+    Image.new("1", (30_000, 30_000)).save(bomb, "PNG")
+    larger = io.BytesIO()
+    Image.new("L", (11_000, 11_000)).save(larger, "PNG")
+    jpeg = io.BytesIO()
+    grey.save(jpeg, "JPEG")
+    middle = len(good) // 2
+    return {
+        "bad-empty.png": (b"", "EmptyImage"),
+        "bad-header.png": (good[:20], "Undecodable"),
+        "bad-cut.png": (good[:middle], "Undecodable"),
+        "bad-flipped.png": (good[:middle] + bytes(64) + good[middle + 64 :], "Undecodable"),
+        "bad-text.png": (b"this is no image", "Undecodable"),
+        "bad-zeros.png": (bytes(5000), "Undecodable"),
+        "bad-cut.jpg": (jpeg.getvalue()[: len(jpeg.getvalue()) // 3], "Undecodable"),
+        "bad-gif.png": (b"GIF89a" + bytes(100), "Undecodable"),
+        "bad-frames.tiff": (two.getvalue(), "ManyFrames"),
+        "bad-nan.tiff": (nan.getvalue(), "NotFinite"),
+        "bad-bomb.png": (bomb.getvalue(), "TooManyPixels"),
+        "bad-large.png": (larger.getvalue(), "TooManyPixels"),
+    }
+
+
+def test_poisoned_images_cost_themselves(
+    archive: SimpleNamespace, undisturbed: dict, scoring: Scoring, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "images"
+    shutil.copytree(archive.root / "images", folder)
+    bad = poisoned((folder / "000000.png").read_bytes())
+    for name, (content, _) in bad.items():
+        (folder / name).write_bytes(content)
+    pack.run(archive.config, str(folder), str(tmp_path / "shards"), None)
+    scoring.shards = str(tmp_path / "shards")
+    result = scoring.finish()
+    assert (result["scored"], result["quarantined"]) == (len(archive.images), len(bad))
+    assert {row["image_id"]: row["error"] for row in scoring.rows("quarantine")} == {
+        name: error for name, (_, error) in bad.items()
+    }
+    assert account(scoring, archive.images | set(bad), undisturbed) == ALL_WELL
+
+    told = quarantine.run(archive.config, scoring.out)
+    assert told["quarantined"] == len(bad) and told["causes"][0]["error"] == "Undecodable"
+    assert "TooManyPixels" in capsys.readouterr().out
+
+    # After a fix, here a higher limit, the quarantined are tried again and the others keep what they have.
+    again = scoring.finish("--retry-quarantined", "--set", "decode.max_pixels=125000000")
+    assert again["quarantined"] == len(bad) - 1 and again["rows"] == result["rows"]
+    assert "bad-large.png" in {row["image_id"] for row in scoring.rows("predictions")}
+    assert account(scoring, archive.images | set(bad), undisturbed) == ALL_WELL
+
+
+def test_an_id_twice_in_a_shard_is_told(
+    archive: SimpleNamespace, undisturbed: dict, own_shards: Callable[[], Scoring]
+) -> None:
+    scoring = own_shards()
+    spoil(Path(scoring.shards), lambda table: replaced(table, "image_id", 4, table["image_id"][1].as_py()))
+    result = scoring.finish()
+    assert result["quarantined"] == 1
+    (row,) = scoring.rows("quarantine")
+    assert row["image_id"] == "000001.png#4" and row["error"] == "DuplicateId" and "row 1" in row["message"]
+    assert account(scoring, archive.images - {"000004.png"}, undisturbed) == ALL_WELL
+
+
+def replaced(table, name: str, row: int, value):
+    values = table[name].to_pylist()
+    values[row] = value
+    return table.set_column(table.schema.get_field_index(name), table.schema.field(name), [values])
+
+
+def spoil(shards: Path, change: Callable) -> None:
+    """Change the first shard, and the manifest with it."""
+    victim = shards / "shard-000000.parquet"
+    table = pq.read_table(victim)
+    pq.write_table(change(table), victim)
+    manifest = json.loads((shards / "manifest.json").read_text())
+    manifest["shards"][0]["sha256"] = hashlib.sha256(victim.read_bytes()).hexdigest()
+    (shards / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_shard_that_changes_between_runs_is_told_and_the_others_are_scored(
+    archive: SimpleNamespace, undisturbed: dict, own_shards: Callable[[], Scoring]
+) -> None:
+    scoring = own_shards()
+    process = scoring.start()
+    wait_until(lambda: scoring.parts() >= 1, process)
+    kill(process)
+    victim = Path(scoring.shards) / "shard-000007.parquet"
+    content = victim.read_bytes()
+    victim.write_bytes(content[:-1] + b"?")
+    told = scoring.finish(code=1)["stderr"]
+    assert "shard-000007.parquet: has changed since it was packed" in told and "1 of" in told
+    assert scoring.parts() == 7
+    victim.write_bytes(content)
+    assert scoring.finish()["scored"] == len(archive.images)
+    assert account(scoring, archive.images, undisturbed) == ALL_WELL
+    # Packed anew: what is there is of another archive, and is never mixed.
+    spoil(Path(scoring.shards), lambda table: table.slice(1))
+    assert "no longer, in SHARDS" in scoring.finish(code=2)["stderr"]
+
+
+def test_s3_that_fails_now_and_then(
+    archive: SimpleNamespace, undisturbed: dict, scoring: Scoring, s3: Callable[[str], str], s3_url: str
+) -> None:
+    bucket = s3("faults")
+    for path in sorted(Path(archive.shards).iterdir()):
+        (locate(f"{bucket}/shards", StorageSection()) / path.name).write(path.read_bytes())
+    scoring.shards, scoring.out = f"{bucket}/shards", f"{bucket}/out"
+    with failing_s3(s3_url, share=0.1, seed=3) as (url, proxy):
+        scoring.environment["AWS_ENDPOINT_URL"] = url
+        result = scoring.finish()
+    assert sum(proxy.faults.values()) >= 5 and result["scored"] == len(archive.images)
+    assert account(scoring, archive.images, undisturbed) == ALL_WELL
+
+
+def test_expired_credentials_end_the_run_at_once(
+    archive: SimpleNamespace, scoring: Scoring, s3: Callable[[str], str]
+) -> None:
+    bucket = s3("closing")
+    for path in sorted(Path(archive.shards).iterdir()):
+        (locate(f"{bucket}/shards", StorageSection()) / path.name).write(path.read_bytes())
+    scoring.shards, scoring.out = f"{bucket}/shards", f"{bucket}/out"
+    process = scoring.start()
+    wait_until(lambda: scoring.parts() >= 1, process)
+    client = boto3.client("s3", region_name="us-east-1")
+    for entry in client.list_objects_v2(Bucket="closing")["Contents"]:
+        client.delete_object(Bucket="closing", Key=entry["Key"])
+    client.delete_bucket(Bucket="closing")  # as good as access that is gone
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 1 and "the bucket does not exist" in told and "Traceback" not in told
+
+
+def test_a_full_disk_for_spilling_ends_the_run_and_the_next_goes_on(
+    archive: SimpleNamespace, undisturbed: dict, scoring: Scoring
+) -> None:
+    """Another job holds nearly all of a small object store, and the disk to spill it to counts as full."""
+    full = {"local_fs_capacity_threshold": 1e-6, "oom_grace_period_s": 1}
+    node = {"num_cpus": 2, "object_store_memory": 80 << 20, "_system_config": full}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    hold = (
+        "import ray, sys, time; ray.init(sys.argv[1]); x = [ray.put(bytes(9 << 20)) for _ in range(8)]; time.sleep(999)"
+    )
+    hog = subprocess.Popen([sys.executable, "-c", hold, cluster.address], stderr=subprocess.DEVNULL)
+    try:
+        time.sleep(20)
+        scoring.settings.append(f"cluster.address={cluster.address}")
+        _, told = scoring.start().communicate(timeout=240)
+        assert "Traceback" not in told
+    finally:
+        hog.kill()
+        cluster.shutdown()
+    scoring.settings.pop()
+    assert scoring.finish()["scored"] == len(archive.images)
+    assert account(scoring, archive.images, undisturbed) == ALL_WELL

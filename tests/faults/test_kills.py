@@ -1,0 +1,81 @@
+"""Processes that die: the driver, an actor, a node, one that takes too much memory. Real processes, real signals."""
+
+import random
+import signal
+import time
+from types import SimpleNamespace
+
+import pytest
+from ray.cluster_utils import Cluster
+
+from tests.faults.conftest import ROWS_PER_SHARD
+from tests.faults.injection import Account, Scoring, account, ended, kill, wait_until, workers
+
+pytestmark = pytest.mark.faults
+ALL_WELL = Account(lost=0, doubled=0, different=0)
+
+
+def test_the_driver_is_killed_ten_times(archive: SimpleNamespace, undisturbed: dict, scoring: Scoring) -> None:
+    dice = random.Random(5)
+    for _ in range(10):
+        process = scoring.start()
+        deadline = time.monotonic() + dice.uniform(1, 15)
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if process.poll() is not None:
+            break
+        kill(process)
+    result = scoring.finish()
+    assert result["rows"] == len(archive.images) and result["resumed"] % ROWS_PER_SHARD == 0
+    assert account(scoring, archive.images, undisturbed) == ALL_WELL
+
+
+def test_an_interrupted_run_says_so_and_goes_on(archive: SimpleNamespace, undisturbed: dict, scoring: Scoring) -> None:
+    process = scoring.start()
+    wait_until(lambda: scoring.parts() >= 1, process)
+    process.send_signal(signal.SIGINT)
+    assert "the same call goes on from here" in ended(process, code=1)["stderr"]
+    assert scoring.finish()["resumed"] >= ROWS_PER_SHARD
+    assert account(scoring, archive.images, undisturbed) == ALL_WELL
+
+
+@pytest.mark.parametrize("name", ["SegmentActor", "EmbedActor"])
+def test_an_actor_is_killed(archive: SimpleNamespace, undisturbed: dict, scoring: Scoring, name: str) -> None:
+    process = scoring.start()
+    wait_until(lambda: scoring.parts() >= 1, process)
+    victims = workers(process, name)
+    assert victims
+    for victim in victims:
+        victim.kill()
+    assert ended(process)["scored"] == len(archive.images)
+    assert account(scoring, archive.images, undisturbed) == ALL_WELL
+
+
+def test_a_node_is_killed(archive: SimpleNamespace, undisturbed: dict, scoring: Scoring) -> None:
+    """A cluster of three nodes on this machine, one of which goes while it works."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        nodes = [cluster.add_node(num_cpus=2) for _ in range(2)]
+        cluster.wait_for_nodes()
+        scoring.settings.append(f"cluster.address={cluster.address}")
+        process = scoring.start()
+        wait_until(lambda: scoring.parts() >= 1, process)
+        cluster.remove_node(nodes[0], allow_graceful=False)
+        assert ended(process)["scored"] == len(archive.images)
+    finally:
+        cluster.shutdown()
+    assert account(scoring, archive.images, undisturbed) == ALL_WELL
+
+
+def test_a_row_that_kills_its_worker_costs_itself(
+    archive: SimpleNamespace, undisturbed: dict, scoring: Scoring
+) -> None:
+    victim = "000009.png"
+    pixels = (archive.root / "images" / victim).read_bytes()[-40:-24]  # compressed: no other image has the same
+    scoring.environment["FAULT_KILL_ON"] = pixels.hex()
+    result = scoring.finish()
+    assert (result["scored"], result["quarantined"]) == (len(archive.images) - 1, 1)
+    assert [(row["image_id"], row["stage"], row["error"]) for row in scoring.rows("quarantine")] == [
+        (victim, "decode", "WorkerDied")
+    ]
+    assert account(scoring, archive.images, undisturbed) == ALL_WELL
