@@ -133,11 +133,11 @@ class _Handler(BaseHTTPRequestHandler):
     server: "Proxy"
 
     def _pass_on(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = self._body()
         fault = self.server.roll()
         if fault == "reset":
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.connection.close()
+            self.connection.shutdown(socket.SHUT_RDWR)  # closing alone waits for the files on it
             self.close_connection = True
             return
         if fault == "slow":
@@ -148,13 +148,26 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(503 if fault == "SlowDown" else 500, headers, answer)
             return
         inner = http.client.HTTPConnection("127.0.0.1", self.server.target, timeout=60)
-        inner.request(self.command, self.path, body, dict(self.headers))
+        sent = {name: value for name, value in self.headers.items() if name.lower() not in _HOP_BY_HOP}
+        inner.request(self.command, self.path, body, sent)
         response = inner.getresponse()
         content = response.read()
         headers = {name: value for name, value in response.getheaders() if name.lower() not in _HOP_BY_HOP}
         headers["Content-Length"] = response.getheader("Content-Length") or str(len(content))  # HEAD has no content
         self._answer(response.status, headers, content)
         inner.close()
+
+    def _body(self) -> bytes:
+        """What the request carries: of a stated length, or in chunks that end with an empty one."""
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        parts = []
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        while self.rfile.readline().strip():  # trailers
+            pass
+        return b"".join(parts)
 
     def _answer(self, status: int, headers: Mapping[str, str], content: bytes) -> None:
         self.send_response(status)

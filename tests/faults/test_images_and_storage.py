@@ -89,12 +89,13 @@ def test_an_id_twice_in_a_shard_is_told(
     archive: SimpleNamespace, undisturbed: dict, own_shards: Callable[[], Scoring]
 ) -> None:
     scoring = own_shards()
-    spoil(Path(scoring.shards), lambda table: replaced(table, "image_id", 4, table["image_id"][1].as_py()))
+    names = pq.read_table(Path(scoring.shards) / "shard-000000.parquet")["image_id"].to_pylist()
+    spoil(Path(scoring.shards), lambda table: replaced(table, "image_id", 4, names[1]))
     result = scoring.finish()
     assert result["quarantined"] == 1
     (row,) = scoring.rows("quarantine")
-    assert row["image_id"] == "000001.png#4" and row["error"] == "DuplicateId" and "row 1" in row["message"]
-    assert account(scoring, archive.images - {"000004.png"}, undisturbed) == ALL_WELL
+    assert row["image_id"] == f"{names[1]}#4" and row["error"] == "DuplicateId" and "row 1" in row["message"]
+    assert account(scoring, archive.images - {names[4]}, undisturbed) == ALL_WELL
 
 
 def replaced(table, name: str, row: int, value):
