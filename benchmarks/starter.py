@@ -13,7 +13,7 @@ import torch
 
 from pipeline import checkpoints
 from pipeline.config import Config, SegmentSection
-from stages.masks import decode_mask
+from stages.masks import decode_mask, main_piece
 from stages.segment import Segment, decode_prompts, encode_images
 from stages.tower import ImageTower
 from stages.weights import load_clip, load_sam2, load_tokenizer
@@ -63,8 +63,13 @@ def somewhere(mask: np.ndarray) -> list[float]:
 
 
 @torch.inference_mode()
-def one_click(model: Any, phantoms: Sequence[Phantom], place: Callable[[np.ndarray], list[float]] = centre) -> float:
-    """Mean IoU of the mask SAM2 itself ranks best for a click in each lesion."""
+def one_click(
+    model: Any,
+    phantoms: Sequence[Phantom],
+    place: Callable[[np.ndarray], list[float]] = centre,
+    tidy: Callable[[np.ndarray], np.ndarray] = main_piece,
+) -> float:
+    """Mean IoU of the mask SAM2 itself ranks best for a click in each lesion, tidied as the region finder does."""
     found = []
     for phantom in phantoms:
         features = encode_images(model, torch.from_numpy(phantom.image[None, :, :, None]))
@@ -74,7 +79,7 @@ def one_click(model: Any, phantoms: Sequence[Phantom], place: Callable[[np.ndarr
         logits, predicted = decode_prompts(model, features.repeat(len(points)), points, labels)
         full = torch.nn.functional.interpolate(logits, phantom.image.shape, mode="bilinear", align_corners=False) > 0
         for lesion, masks, best in zip(phantom.lesions, full.numpy(), predicted.argmax(1).tolist(), strict=True):
-            found.append(iou(masks[best], lesion))
+            found.append(iou(tidy(masks[best]), lesion))
     return float(np.mean(found))
 
 
@@ -188,6 +193,7 @@ def measure() -> list[Row]:
     mixed = [phantom for pair in zip(*phantoms.values(), strict=True) for phantom in pair][:IMAGES]
     rows = [
         at_least("SAM2: IoU of one click at a lesion's centre", one_click(sam2, mixed), 0.80),
+        Row("the same, masks with their specks and holes", f"{one_click(sam2, mixed, tidy=np.asarray):.3f}"),
         Row("SAM2: IoU of one click at a random point of a lesion", f"{one_click(sam2, mixed, somewhere):.3f}"),
     ]
     covered, kept = covering(region_finder(sam2, mixed), mixed)

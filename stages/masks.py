@@ -1,7 +1,8 @@
-"""Binary masks: COCO run-length codes, boxes, and the share of each cell of a grid that a mask covers."""
+"""Binary masks: COCO run-length codes, boxes, pieces, and the share of each cell of a grid that a mask covers."""
 
 import numpy as np
 from pycocotools import mask as coco
+from scipy.ndimage import binary_fill_holes, label
 
 
 def encode_mask(mask: np.ndarray) -> str:
@@ -40,6 +41,14 @@ def bounding_box(mask: np.ndarray) -> np.ndarray:
         return np.array([0, 0, 1, 1], np.float32)
     edges = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
     return (edges / np.array([mask.shape[1], mask.shape[0]] * 2)).astype(np.float32)
+
+
+def main_piece(mask: np.ndarray) -> np.ndarray:
+    """The largest of a mask's connected pieces without its holes, bool [H, W]; pieces meet at edges, not at corners."""
+    pieces, count = label(mask)
+    if not count:
+        return mask
+    return binary_fill_holes(pieces == 1 + np.bincount(pieces.ravel())[1:].argmax())
 
 
 def square_about(box: np.ndarray, size: int, margin: float) -> tuple[int, int, int]:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from stages import torchvision_ops  # noqa: F401  before sam2
 from stages.batch import Batch, fail, well, writable
-from stages.masks import bounding_box, encode_mask
+from stages.masks import bounding_box, encode_mask, main_piece
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
@@ -20,6 +20,8 @@ _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
 # Logit offset of the stability score, and candidates kept while passes go on, as multiples of the regions wanted.
 _STABILITY_OFFSET = 1.0
+# Cells of the logits about a region that its margin may reach.
+_NEAR = 3
 _KEPT_PER_REGION = 8
 
 
@@ -62,9 +64,10 @@ class Segment:
 
     Candidates are ranked by predicted IoU x stability x area prior. The prior is log-normal in the share of the
     image a mask covers; masks outside the area bounds (specks, or the whole body) and unstable ones are dropped,
-    as are those that overlap a better one or score far below the best. The focus mask reaches a little beyond the
-    regions, since what is missing of a lesion costs more than what is shown around it. An image without a candidate
-    left gets the whole image as its mask, with ``mask_score`` 0.
+    as are those that overlap a better one or score far below the best. Of each region the largest connected piece
+    is kept, without holes: SAM2's masks have specks elsewhere, which its own generator can remove too. The focus mask
+    reaches a little beyond the regions, since what is missing of a lesion costs more than what is shown around it. An
+    image without a candidate left gets the whole image as its mask, with ``mask_score`` 0.
 
     The decoder runs over images and points at once: the package's own ``predict_batch`` loops over images.
 
@@ -153,7 +156,9 @@ class Segment:
         finite = features.embedding.isfinite().flatten(1).all(1) & best.score.isfinite().all(1)
         chosen = self._distinct(best)
         return [
-            Candidates(best.logits[image : image + 1, chosen[image]], best.score[image : image + 1, chosen[image]])
+            Candidates(
+                self._whole(best.logits[image, chosen[image]])[None], best.score[image : image + 1, chosen[image]]
+            )
             if finite[image]
             else None
             for image in range(len(pixels))
@@ -210,6 +215,18 @@ class Segment:
             room = chosen.sum(1) < self.regions
             chosen[:, index] = good[:, index] & ~covered & room
         return chosen
+
+    def _whole(self, logits: torch.Tensor) -> torch.Tensor:
+        """Regions [M, h, w] as one piece each: inside above 0, and below the margin all that does not belong to it."""
+        if not len(logits):
+            return logits
+        masks = [main_piece(mask) for mask in (logits > 0).cpu().numpy()]
+        inside = torch.from_numpy(np.stack(masks)).to(logits.device)
+        step = torch.finfo(logits.dtype).eps
+        # What is near a piece and above the margin belongs to it; what is farther away is of another piece.
+        near = F.max_pool2d(inside.float(), 2 * _NEAR + 1, stride=1, padding=_NEAR) > 0
+        outside = torch.where(near, logits.clamp(max=-step), logits.clamp(max=-self.margin - 1))
+        return torch.where(inside, logits.clamp(min=step), outside)
 
     def _union(self, candidates: Candidates, size: tuple[int, int]) -> np.ndarray:
         """Union of the regions of one image as a mask, bool [H, W], in the image's stored size."""

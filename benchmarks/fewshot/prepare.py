@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from scipy.ndimage import label
 
 from benchmarks.fewshot import anchor
 from benchmarks.fewshot.examples import Examples
@@ -21,7 +20,7 @@ from pipeline import checkpoints, embed, pack
 from pipeline.config import Config
 from stages.decode import Decode
 from stages.embed import Embed
-from stages.masks import bounding_box, cover, decode_mask, encode_mask, square_about
+from stages.masks import bounding_box, cover, decode_mask, encode_mask, main_piece, square_about
 from stages.tower import ImageTower
 from stages.weights import load_clip, load_tokenizer, sam2_image_size
 
@@ -149,19 +148,13 @@ def _embed(pixels: np.ndarray, masks: np.ndarray, tower: ImageTower) -> tuple[di
         "image_id": np.array([str(index) for index in range(count)], object),
         "pixels": pixels,
         "mask_counts": np.array([encode_mask(mask) for mask in masks], object),
-        "region_box": np.stack([bounding_box(largest_piece(mask)) for mask in masks]),
+        "region_box": np.stack([bounding_box(main_piece(mask)) for mask in masks]),
         "height": np.full(count, side),
         "width": np.full(count, side),
         **{name: np.full(count, "", object) for name in ("stage", "error", "message")},
     }
     out = Embed(tower, region=True, batch_size=32)(batch)
     return {"whole": out["tokens"][:, 0], "masked": out["region_tokens"][:, 0]}, out["focus"][:, 0]
-
-
-def largest_piece(mask: np.ndarray) -> np.ndarray:
-    """The largest connected piece of a mask, bool [S, S]."""
-    pieces, count = label(mask)
-    return pieces == 1 + np.bincount(pieces.ravel(), minlength=count + 1)[1:].argmax() if count else mask
 
 
 def lay_over(pixels: np.ndarray, masks: np.ndarray) -> np.ndarray:

@@ -1,9 +1,9 @@
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from stages.masks import bounding_box, cover, decode_mask, encode_mask, square_about
+from stages.masks import bounding_box, cover, decode_mask, encode_mask, main_piece, square_about
 
 masks = arrays(bool, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=23))
 
@@ -70,3 +70,33 @@ def test_a_square_about_a_box_holds_it_and_lies_inside(mask: np.ndarray, size: i
         slack = max(0.0, 1.5 - margin_in_pixels)
         assert left - slack <= box[0] * size and box[2] * size <= left + side + slack
         assert top - slack <= box[1] * size and box[3] * size <= top + side + slack
+
+
+def flooded(free: np.ndarray, row: int, column: int) -> np.ndarray:
+    """What can be reached over edges from one pixel, by definition."""
+    reached, todo = np.zeros_like(free), [(row, column)]
+    while todo:
+        row, column = todo.pop()
+        inside = 0 <= row < free.shape[0] and 0 <= column < free.shape[1]
+        if inside and free[row, column] and not reached[row, column]:
+            reached[row, column] = True
+            todo += [(row + 1, column), (row - 1, column), (row, column + 1), (row, column - 1)]
+    return reached
+
+
+@settings(deadline=None)
+@given(masks)
+def test_the_main_piece_is_the_largest_without_holes(mask: np.ndarray) -> None:
+    piece = main_piece(mask)
+    if not mask.any():
+        assert not piece.any()
+        return
+    left, pieces = mask.copy(), []
+    while left.any():
+        pieces.append(flooded(mask, *np.argwhere(left)[0]))
+        left &= ~pieces[-1]
+    largest = max(part.sum() for part in pieces)
+    assert any(part.sum() == largest and not (part & ~piece).any() for part in pieces)
+    framed = np.pad(~piece, 1, constant_values=True)
+    assert flooded(framed, 0, 0).sum() == framed.sum()  # no hole: all that is outside is reached from the border
+    assert flooded(piece, *np.argwhere(piece)[0]).sum() == piece.sum()  # one piece

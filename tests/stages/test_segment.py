@@ -133,5 +133,14 @@ def test_a_candidate_far_below_the_best_is_no_region(starter_sam2) -> None:
     assert chosen[0].tolist() == [True, True, False]
 
 
+def test_a_region_is_one_piece_without_holes(starter_sam2) -> None:
+    segment = stage(starter_sam2, margin=2.0)
+    ring = torch.where(blob(30, 30, 4) > 0, torch.tensor(-8.0), blob(30, 30, 9))
+    spoiled = torch.where((blob(55, 10, 3) > 0) | (ring > 0), 8.0, -8.0)
+    (whole,) = segment._whole(spoiled[None])
+    assert torch.equal(whole > 0, blob(30, 30, 9) > 0)
+    assert not (whole[:, 50:] > -segment.margin).any()  # the speck is no part of the focus mask either
+
+
 def test_points_are_the_centres_of_cells() -> None:
     assert point_grid(2, 256).tolist() == [[64, 64], [192, 64], [64, 192], [192, 192]]
