@@ -2,7 +2,8 @@
 
 A block is a shard: it passes each stage whole and is committed by itself, so that what is finished survives.
 Rows are never dropped on the way; a row that fails carries its failure to the commit. A shard that cannot be finished
-for a reason of the moment is tried again, after the others.
+for a reason of the moment is tried again, after the others. Ray Data runs tasks again whose worker died, without end; that a
+row does not kill for ever is for the journal to see to.
 """
 
 import random
@@ -112,22 +113,17 @@ def _stream(shards: Sequence[ShardEntry], work: Work, plan: Plan) -> Iterator[di
     embedding = (config, plan.embed, plan.device, Isolation("embed", journal), work.prompts)
     dataset = (
         ray.data.from_items(items, override_num_blocks=len(items))
-        .map_batches(read_and_decode, batch_size=1, fn_kwargs=reading, **_tasks(plan.decode))
+        .map_batches(read_and_decode, batch_size=1, fn_kwargs=reading, num_cpus=plan.decode.cpus)
         .map_batches(SegmentActor, batch_size=None, fn_constructor_args=segmenting, **_pool(plan.segment))
         .map_batches(EmbedActor, batch_size=None, fn_constructor_args=embedding, **_pool(plan.embed))
         .map_batches(
             commit_rows,
             batch_size=None,
             fn_kwargs={"output": work.output, "version": work.version},
-            **_tasks(plan.commit),
+            num_cpus=plan.commit.cpus,
         )
     )
     yield from dataset.iter_rows()
-
-
-def _tasks(share: Share) -> dict[str, Any]:
-    # Without end: the journal sees to it that a row does not kill for ever.
-    return {"num_cpus": share.cpus, "max_retries": -1}
 
 
 def _pool(share: Share) -> dict[str, Any]:

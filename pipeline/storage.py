@@ -19,13 +19,19 @@ import pyarrow.fs as pafs
 from pipeline.config import StorageSection
 from pipeline.errors import MedFocusError
 
+# The SDK's own name for an error, and the service's where the SDK has none for it; a refused HEAD tells no name.
 _AWS_CODE = re.compile(r"AWS Error (\w+)")
+_SERVICE_CODE = re.compile(r"ExceptionName: (\w+)")
+_NAMELESS = "HTTP status 400) during Head"
 _MENDS = {
     "NO_SUCH_BUCKET": "the bucket does not exist; create it or correct the name",
     "INVALID_ACCESS_KEY_ID": "the access key is not known; correct AWS_ACCESS_KEY_ID or the profile",
     "SIGNATURE_DOES_NOT_MATCH": "the secret key does not fit the access key; correct AWS_SECRET_ACCESS_KEY",
     "INVALID_SIGNATURE": "the secret key does not fit the access key; correct AWS_SECRET_ACCESS_KEY",
-    "EXPIRED_TOKEN": "the credentials have expired; renew them and start again",
+    "ExpiredToken": "the credentials have expired; renew them and start again",
+    "InvalidToken": "the session token is not valid; correct AWS_SESSION_TOKEN or the profile",
+    "RequestTimeTooSkewed": "the clock of this machine is wrong; set it",
+    _NAMELESS: "access refused, as with credentials that have expired; renew them and start again",
     "ACCESS_DENIED": "access denied; check the credentials and their policy",
     "NETWORK_CONNECTION": "the service does not answer; check storage.s3_endpoint or AWS_ENDPOINT_URL",
 }
@@ -180,7 +186,10 @@ def _write_local(path: Path, content: bytes) -> None:
 
 def _code(error: OSError) -> str:
     """AWS's name of the error; empty where it has none."""
-    found = _AWS_CODE.search(str(error))
+    text = str(error)
+    if _NAMELESS in text:
+        return _NAMELESS
+    found = _SERVICE_CODE.search(text) or _AWS_CODE.search(text)
     return found.group(1) if found else ""
 
 

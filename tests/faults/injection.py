@@ -142,10 +142,10 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if fault == "slow":
             time.sleep(1.0)
-        if fault in ("SlowDown", "InternalError"):
+        if fault in _STATUS:
             answer = f"<?xml version='1.0'?><Error><Code>{fault}</Code><Message>fault</Message></Error>".encode()
             headers = {"Content-Type": "application/xml", "Content-Length": str(len(answer))}
-            self._answer(503 if fault == "SlowDown" else 500, headers, answer)
+            self._answer(_STATUS[fault], headers, answer)
             return
         inner = http.client.HTTPConnection("127.0.0.1", self.server.target, timeout=60)
         sent = {name: value for name, value in self.headers.items() if name.lower() not in _HOP_BY_HOP}
@@ -183,11 +183,15 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass_on  # noqa: N815  http.server's names
 
 
+_STATUS = {"SlowDown": 503, "InternalError": 500, "ExpiredToken": 400}
 _HOP_BY_HOP = {"connection", "transfer-encoding", "content-length", "server", "date"}
 
 
 class Proxy(ThreadingHTTPServer):
-    """A proxy before an S3 server that fails a share of requests: 503 SlowDown, 500, a reset, or a second late."""
+    """A proxy before an S3 server that fails a share of requests: 503 SlowDown, 500, a reset, or a second late.
+
+    With ``expired`` set, credentials are refused as those that have expired, whatever is asked.
+    """
 
     daemon_threads = True
 
@@ -195,13 +199,14 @@ class Proxy(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.target, self.share = target, share
         self.dice, self.lock = random.Random(seed), threading.Lock()
-        self.requests = 0
+        self.expired = False
         self.faults: Counter[str] = Counter()
 
     def roll(self) -> str:
         """The fault of the next request; empty for none."""
         with self.lock:
-            self.requests += 1
+            if self.expired:
+                return "ExpiredToken"
             if self.dice.random() >= self.share:
                 return ""
             fault = self.dice.choice(["SlowDown", "InternalError", "reset", "slow"])
