@@ -2,8 +2,8 @@
 
 A block is a shard: it passes each stage whole and is committed by itself, so that what is finished survives.
 Rows are never dropped on the way; a row that fails carries its failure to the commit. A shard that cannot be finished
-for a reason of the moment is tried again, after the others. Ray Data runs tasks again whose worker died, without end; that a
-row does not kill for ever is for the journal to see to.
+for a reason of the moment is tried again, after the others. Ray Data runs tasks again whose worker died, without end;
+that a row does not kill for ever is for the journal to see to.
 """
 
 import random

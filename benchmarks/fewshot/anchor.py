@@ -8,6 +8,10 @@ from importlib import resources
 from importlib.util import find_spec
 
 import numpy as np
+
+from stages import torchvision_ops  # noqa: F401  before timm
+
+# isort: split
 import timm
 import torch
 import torch.nn.functional as F

@@ -2,9 +2,12 @@
 
 import random
 import signal
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 
+import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
@@ -64,6 +67,24 @@ def test_a_node_is_killed(archive: SimpleNamespace, undisturbed: dict, scoring: 
         assert ended(process)["scored"] == len(archive.images)
     finally:
         cluster.shutdown()
+    assert account(scoring, archive.images, undisturbed) == ALL_WELL
+
+
+def test_a_worker_is_killed_for_memory(archive: SimpleNamespace, undisturbed: dict, scoring: Scoring) -> None:
+    """Ray's own memory monitor kills a worker when another process takes what is left of the memory it may use."""
+    memory = psutil.virtual_memory()
+    most = (memory.total - memory.available + (5 << 30)) / memory.total
+    scoring.environment |= {"RAY_memory_usage_threshold": f"{most:.4f}", "RAY_memory_monitor_refresh_ms": "100"}
+    process = scoring.start()
+    wait_until(lambda: scoring.parts() >= 1, process)
+    before = {worker.pid for worker in workers(process, "ray::")}
+    hog = subprocess.Popen([sys.executable, "-c", "import time; x = b'x' * (5 << 30); time.sleep(999)"])
+    try:
+        wait_until(lambda: not before <= {worker.pid for worker in workers(process, "ray::")}, process)
+    finally:
+        hog.kill()
+        hog.wait()
+    assert ended(process)["scored"] == len(archive.images)
     assert account(scoring, archive.images, undisturbed) == ALL_WELL
 
 
