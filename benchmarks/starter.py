@@ -43,8 +43,9 @@ def at_most(what: str, value: float, most: float) -> Row:
     return Row(what, f"{value:.3f}", f"<= {most}", value <= most)
 
 
-def held_out(preset: str, count: int = IMAGES) -> list[Phantom]:
-    return [draw(index, seed=SEED, preset=preset) for index in range(count)]
+def held_out(preset: str, size: int) -> list[Phantom]:
+    """Phantoms as large as SAM2 takes them, as it was trained."""
+    return [draw(index, seed=SEED, preset=preset, size=size) for index in range(IMAGES)]
 
 
 def iou(one: np.ndarray, other: np.ndarray) -> float:
@@ -189,7 +190,7 @@ def measure() -> list[Row]:
     config = Config()
     source = checkpoints.resolve_sam2(config.segment, config.storage)
     sam2 = load_sam2(source.model, source.checkpoint)
-    phantoms = {preset: held_out(preset) for preset in PRESETS}
+    phantoms = {preset: held_out(preset, sam2.image_size) for preset in PRESETS}
     mixed = [phantom for pair in zip(*phantoms.values(), strict=True) for phantom in pair][:IMAGES]
     rows = [
         at_least("SAM2: IoU of one click at a lesion's centre", one_click(sam2, mixed), 0.80),

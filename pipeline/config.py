@@ -57,7 +57,7 @@ class SegmentSection(Section):
         None, description="local path, s3:// URI or hub name; empty means the weights that belong to the model"
     )
     sha256: str | None = Field(None, pattern="^[0-9a-fA-F]{64}$", description="expected SHA-256 of the weights file")
-    points_per_side: int = Field(12, ge=1, le=64, description="points of the prompt grid along each side")
+    points_per_side: int = Field(10, ge=1, le=64, description="points of the prompt grid along each side")
     regions: int = Field(16, ge=1, le=64, description="best candidate masks whose union is the focus mask")
     min_area: float = Field(0.0005, ge=0, lt=1, description="smallest share of the image a region may cover")
     max_area: float = Field(0.5, gt=0, le=1, description="largest share of the image a region may cover")

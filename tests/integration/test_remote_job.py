@@ -204,4 +204,4 @@ def test_help_names_every_command_and_its_keys() -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "pipeline", "embed", "--help"], capture_output=True, text=True, check=True
     )
-    assert "segment.points_per_side [12]" in ended.stdout and "train.epochs" not in ended.stdout
+    assert "segment.points_per_side [10]" in ended.stdout and "train.epochs" not in ended.stdout
