@@ -6,8 +6,9 @@ prompted by a click, near it as often as in it, or by its box; the decoder answe
 one learns (SAM, arXiv 2304.02643, appendix A). When both learn, a second round adds a click where the first went
 wrong. The loss is SAM2's: 20 focal + 1 dice + 1 L1 on the predicted IoU (arXiv 2408.00714, appendix D.2). Some clicks
 mean nothing, in the background or on a decoy: they have an empty target, which only the predicted IoU learns from, so
-that the region finder ranks what they give last. The focal loss weighs both sides of an outline alike: at its usual
-weight of a quarter for the inside, masks of small lesions came out too small.
+that the region finder ranks what they give last. In the last part anatomy means nothing either: its masks, sharp as
+they are, were ranked above those of lesions in two images of five. The focal loss weighs both sides of an outline
+alike: at its usual weight of a quarter for the inside, masks of small lesions came out too small.
 """
 
 from collections.abc import Sequence
@@ -27,6 +28,8 @@ ARCHITECTURE = Path(__file__).parent / "sam2"
 TARGETS_PER_IMAGE = 4
 # Shares of the steps after which the encoder, and then the decoder, has learned alone.
 _SEEING, _POINTING = 1 / 6, 0.4
+# Share of the steps after which lesions alone mean something, and the share of clicks elsewhere from then on.
+_LESIONS_ALONE, _ELSEWHERE_SHARE = 0.8, 0.5
 # Weight of the embedding's mean square while the encoder learns: beside a large one the code of a place, of size 1,
 # would not be seen.
 _SMALL = 0.05
@@ -93,7 +96,7 @@ class Recipe:
             features = encode_images(self.model, pixels)
         if share < _SEEING:
             return self._seeing_loss(features, phantoms)
-        return self._prompt_loss(features, phantoms, correct=not pointing)
+        return self._prompt_loss(features, phantoms, correct=not pointing, lesions_alone=share >= _LESIONS_ALONE)
 
     def _seeing_loss(self, features: ImageFeatures, phantoms: Sequence[Phantom]) -> torch.Tensor:
         """Binary cross-entropy and dice of telling lesions and each part of the anatomy at every place."""
@@ -116,9 +119,11 @@ class Recipe:
         large = features.embedding.square().mean()
         return F.binary_cross_entropy_with_logits(logits, target) + dice[0] + dice.mean() + _SMALL * large
 
-    def _prompt_loss(self, features: ImageFeatures, phantoms: Sequence[Phantom], correct: bool) -> torch.Tensor:
+    def _prompt_loss(
+        self, features: ImageFeatures, phantoms: Sequence[Phantom], correct: bool, lesions_alone: bool
+    ) -> torch.Tensor:
         """SAM2's loss, averaged over the batch's targets and, where a click corrects the first, both rounds."""
-        prompts = self._prompts(phantoms)
+        prompts = self._prompts(phantoms, lesions_alone)
         features = features.repeat(TARGETS_PER_IMAGE)
         targets = _shrink(prompts.targets)
         logits, iou = decode_prompts(self.model, features, prompts.points, prompts.labels)
@@ -141,8 +146,9 @@ class Recipe:
             if not name.startswith(VIDEO_PARTS)
         }
 
-    def _prompts(self, phantoms: Sequence[Phantom]) -> Prompts:
-        chosen = [self._choose(phantom) for phantom in phantoms for _ in range(TARGETS_PER_IMAGE)]
+    def _prompts(self, phantoms: Sequence[Phantom], lesions_alone: bool) -> Prompts:
+        choose = self._choose_among_lesions if lesions_alone else self._choose
+        chosen = [choose(phantom) for phantom in phantoms for _ in range(TARGETS_PER_IMAGE)]
         made = [self._prompt(shown, loose=bool(target.any())) for target, shown in chosen]
         return Prompts(
             torch.from_numpy(np.stack([target for target, _ in chosen])).to(self.device),
@@ -160,6 +166,17 @@ class Recipe:
         pool = phantom.lesions if lesion or not parts else parts
         target = pool[int(self.random.integers(len(pool)))]
         return target, target
+
+    def _choose_among_lesions(self, phantom: Phantom) -> tuple[np.ndarray, np.ndarray]:
+        """The same where only lesions mean something: what else is prompted is a decoy, a part, or any other place."""
+        if len(phantom.lesions) and self.random.uniform() >= _ELSEWHERE_SHARE:
+            target = phantom.lesions[int(self.random.integers(len(phantom.lesions)))]
+            return target, target
+        healthy = ~np.any([*phantom.lesions, np.zeros_like(phantom.image, bool)], axis=0)
+        places = [mask & healthy for mask in (*phantom.decoys, *phantom.anatomy.values())] + [healthy]
+        places = [mask for mask in places if mask.any()]
+        shown = places[int(self.random.integers(len(places)))]
+        return np.zeros_like(shown), shown
 
     def _nothing(self, phantom: Phantom, parts: Sequence[np.ndarray]) -> np.ndarray:
         """A decoy, as often as not where there is one, or all that belongs neither to a lesion nor to a part."""
