@@ -68,9 +68,9 @@ class SegmentSection(Section):
         0.5, gt=0, le=1, description="a candidate that overlaps a better one by more IoU is dropped"
     )
     min_relative_score: float = Field(
-        0.1, ge=0, le=1, description="a candidate that scores less than this share of the best one's score is dropped"
+        0.003, ge=0, le=1, description="a candidate that scores less than this share of the best one's score is dropped"
     )
-    margin: float = Field(2.0, ge=0, description="logits by which the focus mask reaches beyond its regions")
+    margin: float = Field(3.0, ge=0, description="logits by which the focus mask reaches beyond its regions")
     batch_size: int = Field(8, ge=1, description="images in one pass of the encoder")
     prompts_per_pass: int = Field(256, ge=1, description="points times images in one pass of the mask decoder")
 

@@ -43,12 +43,21 @@ def bounding_box(mask: np.ndarray) -> np.ndarray:
     return (edges / np.array([mask.shape[1], mask.shape[0]] * 2)).astype(np.float32)
 
 
-def main_piece(mask: np.ndarray) -> np.ndarray:
-    """The largest of a mask's connected pieces without its holes, bool [H, W]; pieces meet at edges, not at corners."""
+def main_piece(mask: np.ndarray, place: tuple[int, int] | None = None) -> np.ndarray:
+    """One of a mask's connected pieces without its holes; pieces meet at edges, not at corners.
+
+    Args:
+        mask: bool [H, W].
+        place: row and column; the piece there is meant, or, where there is none, the largest.
+
+    Returns:
+        bool [H, W], empty as the mask is.
+    """
     pieces, count = label(mask)
     if not count:
         return mask
-    return binary_fill_holes(pieces == 1 + np.bincount(pieces.ravel())[1:].argmax())
+    there = pieces[place] if place is not None else 0
+    return binary_fill_holes(pieces == (there or 1 + np.bincount(pieces.ravel())[1:].argmax()))
 
 
 def square_about(box: np.ndarray, size: int, margin: float) -> tuple[int, int, int]:

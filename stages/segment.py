@@ -1,7 +1,7 @@
 """Find regions with SAM2, batched over images and points."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +20,8 @@ _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
 # Logit offset of the stability score, and candidates kept while passes go on, as multiples of the regions wanted.
 _STABILITY_OFFSET = 1.0
+# Logit at which a region's outline is best, chosen on phantoms that no figure is of.
+OUTLINE = -0.5
 # Cells of the logits about a region that its margin may reach.
 _NEAR = 3
 _KEPT_PER_REGION = 8
@@ -45,18 +47,26 @@ class ImageFeatures:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Masks proposed for B images, M each: logits [B, M, h, w] and the score [B, M] they are ranked by."""
+    """Masks proposed for B images, M each: logits [B, M, h, w], the score [B, M] they are ranked by, and the clicks
+    [B, M, 2] that gave them, x and y in pixels of the model's input."""
 
     logits: torch.Tensor
     score: torch.Tensor
+    clicks: torch.Tensor
 
     def best(self, count: int) -> "Candidates":
         """The ``count`` highest scores of each image, in falling order."""
         score, order = self.score.topk(min(count, self.score.shape[1]), dim=1)
-        return Candidates(self.logits[torch.arange(len(order), device=order.device)[:, None], order], score)
+        images = torch.arange(len(order), device=order.device)[:, None]
+        return Candidates(self.logits[images, order], score, self.clicks[images, order])
+
+    def of(self, image: int, rows: torch.Tensor) -> "Candidates":
+        """Some of one image's, bool [M]."""
+        return Candidates(*(value[image : image + 1, rows] for value in (self.logits, self.score, self.clicks)))
 
     def join(self, other: "Candidates") -> "Candidates":
-        return Candidates(torch.cat([self.logits, other.logits], 1), torch.cat([self.score, other.score], 1))
+        pairs = ((self.logits, other.logits), (self.score, other.score), (self.clicks, other.clicks))
+        return Candidates(*(torch.cat(pair, 1) for pair in pairs))
 
 
 class Segment:
@@ -64,7 +74,7 @@ class Segment:
 
     Candidates are ranked by predicted IoU x stability x area prior. The prior is log-normal in the share of the
     image a mask covers; masks outside the area bounds (specks, or the whole body) and unstable ones are dropped,
-    as are those that overlap a better one or score far below the best. Of each region the largest connected piece
+    as are those that overlap a better one or score far below the best. Of each region the connected piece at its click
     is kept, without holes: SAM2's masks have specks elsewhere, which its own generator can remove too. The focus mask
     reaches a little beyond the regions, since what is missing of a lesion costs more than what is shown around it. An
     image without a candidate left gets the whole image as its mask, with ``mask_score`` 0.
@@ -155,13 +165,10 @@ class Segment:
         assert best is not None  # the grid has at least one point
         finite = features.embedding.isfinite().flatten(1).all(1) & best.score.isfinite().all(1)
         chosen = self._distinct(best)
+        found = [best.of(image, chosen[image]) for image in range(len(pixels))]
         return [
-            Candidates(
-                self._whole(best.logits[image, chosen[image]])[None], best.score[image : image + 1, chosen[image]]
-            )
-            if finite[image]
-            else None
-            for image in range(len(pixels))
+            replace(regions, logits=self._whole(regions)) if finite[image] else None
+            for image, regions in enumerate(found)
         ]
 
     @torch.inference_mode()
@@ -190,7 +197,8 @@ class Segment:
         step = max(1, self.prompts_per_pass // len(features.embedding))
         for points in self.points.split(step):
             logits, iou = self.decode(features, points)
-            yield Candidates(logits, self._rank(logits, iou))
+            clicks = points.repeat_interleave(logits.shape[1] // len(points), 0).expand(len(logits), -1, -1)
+            yield Candidates(logits, self._rank(logits, iou), clicks)
 
     def _rank(self, logits: torch.Tensor, iou: torch.Tensor) -> torch.Tensor:
         area = (logits > 0).flatten(2).float().mean(2)
@@ -216,12 +224,15 @@ class Segment:
             chosen[:, index] = good[:, index] & ~covered & room
         return chosen
 
-    def _whole(self, logits: torch.Tensor) -> torch.Tensor:
-        """Regions [M, h, w] as one piece each: inside above 0, and below the margin all that does not belong to it."""
-        if not len(logits):
+    def _whole(self, regions: Candidates) -> torch.Tensor:
+        """Logits [1, M, h, w] about the outline of regions as one piece each; below the margin where another was."""
+        logits = regions.logits - OUTLINE
+        if not logits.numel():
             return logits
-        masks = [main_piece(mask) for mask in (logits > 0).cpu().numpy()]
-        inside = torch.from_numpy(np.stack(masks)).to(logits.device)
+        places = (regions.clicks[0] * (logits.shape[-1] / self.size)).long().tolist()
+        masks = (logits[0] > 0).cpu().numpy()
+        pieces = [main_piece(mask, (row, column)) for mask, (column, row) in zip(masks, places, strict=True)]
+        inside = torch.from_numpy(np.stack(pieces))[None].to(logits.device)
         step = torch.finfo(logits.dtype).eps
         # What is near a piece and above the margin belongs to it; what is farther away is of another piece.
         near = F.max_pool2d(inside.float(), 2 * _NEAR + 1, stride=1, padding=_NEAR) > 0

@@ -51,7 +51,7 @@ def test_full_size_masks_equal_the_package_s_own(starter_sam2, margin: float) ->
     """The union at the stored size, against the predictor's own upscaling of the same masks."""
     segment = stage(starter_sam2, margin=margin)
     logits = torch.randn(1, 2, 64, 64).cumsum(-1)
-    union = segment._union(Candidates(logits, torch.ones(1, 2)), (123, 77))
+    union = segment._union(Candidates(logits, torch.ones(1, 2), torch.zeros(1, 2, 2)), (123, 77))
     expected = SAM2ImagePredictor(starter_sam2)._transforms.postprocess_masks(logits, (123, 77)) > -margin
     assert np.array_equal(union, expected.any(1)[0].numpy())
 
@@ -122,14 +122,14 @@ def test_ranking_prefers_stable_masks_of_a_likely_area(starter_sam2) -> None:
 def test_overlapping_candidates_count_once(starter_sam2) -> None:
     segment = stage(starter_sam2, regions=2, max_overlap=0.5)
     logits = torch.stack([blob(20, 20, 8), blob(21, 20, 8), blob(45, 45, 8), blob(10, 50, 8)])[None]
-    chosen = segment._distinct(Candidates(logits, torch.tensor([[0.9, 0.8, 0.7, 0.6]])))
+    chosen = segment._distinct(Candidates(logits, torch.tensor([[0.9, 0.8, 0.7, 0.6]]), torch.zeros(1, 4, 2)))
     assert chosen[0].tolist() == [True, False, True, False]
 
 
 def test_a_candidate_far_below_the_best_is_no_region(starter_sam2) -> None:
     segment = stage(starter_sam2, regions=4, min_relative_score=0.5)
     logits = torch.stack([blob(20, 20, 8), blob(45, 45, 8), blob(10, 50, 8)])[None]
-    chosen = segment._distinct(Candidates(logits, torch.tensor([[0.8, 0.41, 0.39]])))
+    chosen = segment._distinct(Candidates(logits, torch.tensor([[0.8, 0.41, 0.39]]), torch.zeros(1, 3, 2)))
     assert chosen[0].tolist() == [True, True, False]
 
 
@@ -137,7 +137,8 @@ def test_a_region_is_one_piece_without_holes(starter_sam2) -> None:
     segment = stage(starter_sam2, margin=2.0)
     ring = torch.where(blob(30, 30, 4) > 0, torch.tensor(-8.0), blob(30, 30, 9))
     spoiled = torch.where((blob(55, 10, 3) > 0) | (ring > 0), 8.0, -8.0)
-    (whole,) = segment._whole(spoiled[None])
+    click = torch.tensor([[[38.0, 30.0]]]) * segment.size / 64
+    (whole,) = segment._whole(Candidates(spoiled[None, None], torch.ones(1, 1), click))[0]
     assert torch.equal(whole > 0, blob(30, 30, 9) > 0)
     assert not (whole[:, 50:] > -segment.margin).any()  # the speck is no part of the focus mask either
 
