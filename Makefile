@@ -1,4 +1,5 @@
-# make demo: the whole pipeline on phantoms.  make test: the tests.  Both make the virtual environment if needed.
+# make demo: the whole pipeline on phantoms.  make test: the tests.  make faults: those that kill processes and break
+# storage.  All make the virtual environment if needed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,13 +8,16 @@ READY := $(VENV)/ready
 # What sam2's build needs is installed first and used as it is: an isolated build would fetch another torch.
 export SAM2_BUILD_CUDA = 0
 
-.PHONY: demo test install lint constraints clean
+.PHONY: demo test faults install lint constraints clean
 
 demo: $(READY)
 	$(BIN)/medfocus demo --work work
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not faults"
+
+faults: $(READY)
+	$(BIN)/python -m pytest -m faults
 
 install: $(READY)
 
