@@ -23,7 +23,7 @@ def test_the_driver_is_killed_ten_times(archive: SimpleNamespace, undisturbed: d
     dice = random.Random(5)
     for _ in range(10):
         process = scoring.start()
-        deadline = time.monotonic() + dice.uniform(1, 14)
+        deadline = time.monotonic() + dice.uniform(1, 11)
         while process.poll() is None and scoring.parts() < 7 and time.monotonic() < deadline:
             time.sleep(0.05)
         kill(process)
