@@ -105,6 +105,7 @@ def spoil(shards: Path, change: Callable) -> None:
     (shards / "manifest.json").write_text(json.dumps(manifest))
 
 
+@pytest.mark.long
 def test_a_shard_that_changes_between_runs_is_told_and_the_others_are_scored(
     archive: SimpleNamespace, undisturbed: dict, own_shards: Callable[[], Scoring]
 ) -> None:
@@ -155,6 +156,7 @@ def test_expired_credentials_end_the_run_at_once(
     assert account(scoring, archive.images, undisturbed).doubled == 0
 
 
+@pytest.mark.long
 def test_a_full_disk_for_spilling_ends_the_run_and_the_next_goes_on(
     archive: SimpleNamespace, undisturbed: dict, scoring: Scoring
 ) -> None:

@@ -64,6 +64,7 @@ def test_a_node_is_killed(archive: SimpleNamespace, undisturbed: dict, scoring: 
     assert account(scoring, archive.images, undisturbed) == ALL_WELL
 
 
+@pytest.mark.long
 def test_a_worker_is_killed_for_memory(archive: SimpleNamespace, undisturbed: dict, scoring: Scoring) -> None:
     """Ray's own memory monitor kills a worker when another process takes what is left of the memory it may use."""
     memory, taken = psutil.virtual_memory(), 7 << 30
