@@ -25,7 +25,8 @@ def connected(address: str | None, cpus: int | None) -> Iterator[dict[str, float
     """Be connected to Ray, quietly; yields the cluster's resources.
 
     Args:
-        address: of a running cluster (``auto`` for the one this machine belongs to); None starts one here.
+        address: of a running cluster (``auto`` for the one this machine belongs to); None starts one here, whatever
+            else runs on this machine, unless ``RAY_ADDRESS`` names one, as it does in a job submitted to a cluster.
         cpus: of a cluster started here; None takes all.
 
     Raises:
@@ -35,11 +36,12 @@ def connected(address: str | None, cpus: int | None) -> Iterator[dict[str, float
         _quiet_data()
         yield ray.cluster_resources()
         return
+    address = address or os.environ.get("RAY_ADDRESS") or None
     _check_listens(address)
     try:
         with _native_stderr_closed():
             ray.init(
-                address=address,
+                address=address or "local",  # without one Ray joins whatever cluster it finds on this machine
                 num_cpus=cpus if address is None else None,
                 include_dashboard=False if address is None else None,
                 logging_level=logging.ERROR,

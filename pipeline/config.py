@@ -29,7 +29,9 @@ class ClusterSection(Section):
     """Where the work runs."""
 
     address: str | None = Field(
-        None, description="Ray address: 'auto' for the cluster this machine belongs to; empty starts one here"
+        None,
+        description="Ray address: 'auto' for the cluster this machine belongs to; empty takes RAY_ADDRESS, else starts"
+        " one here",
     )
     cpus: int | None = Field(None, ge=1, description="CPUs of a cluster started here; all of them when empty")
 
