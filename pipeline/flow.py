@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 from ray.data import ActorPoolStrategy
+from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, WorkerCrashedError
 
 from cluster.resources import Plan, Share
 from pipeline import checkpoints
@@ -31,6 +32,8 @@ from stages.weights import sam2_image_size
 
 # How often a shard is tried, and the seconds before the first new try; each later one waits twice as long.
 _TRIES, _PAUSE = 4, 2.0
+# What Ray raises where a process, a node or an object is gone and its own new tries were in vain.
+_GONE = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError, OutOfMemoryError)
 
 
 @dataclass(frozen=True)
@@ -83,16 +86,25 @@ def run_shards(shards: Sequence[ShardEntry], work: Work, plan: Plan, shown: Prog
 
 def _pass(todo: Sequence[ShardEntry], work: Work, plan: Plan, shown: Progress, done: Done) -> set[str]:
     """Try shards once; returns the digests of those that are worth another try."""
-    again = set()
-    for summary in _stream(todo, work, plan):
-        if summary[FAILURE]:
-            done.failures[summary["shard"]] = summary[FAILURE]
-            if not summary["lasting"]:
-                again.add(summary["shard"])
-            continue
-        done.failures.pop(summary["shard"], None)
-        done.written += summary["written"]
-        shown.add(summary["rows"], summary["quarantined"])
+    again, reason = {shard.sha256 for shard in todo}, "it did not come to the end of the stream; please report this"
+    try:
+        for summary in _stream(todo, work, plan):
+            if summary[FAILURE]:
+                done.failures[summary["shard"]] = summary[FAILURE]
+                if summary["lasting"]:
+                    again.discard(summary["shard"])
+                continue
+            again.discard(summary["shard"])
+            done.failures.pop(summary["shard"], None)
+            done.written += summary["written"]
+            shown.add(summary["rows"], summary["quarantined"])
+    except _GONE as error:
+        cause = getattr(error, "cause", error)
+        if getattr(cause, "actor_init_failed", False):  # as its next one would
+            raise
+        reason = f"{type(cause).__name__}: {str(cause).splitlines()[0][:200]}"
+    for shard in again:
+        done.failures.setdefault(shard, reason)
     return again
 
 

@@ -53,9 +53,14 @@ class Journal:
 
 
 def open_journal() -> Any:
-    """A journal in an actor on the driver's own node, which lives as long as the driver."""
+    """A journal in an actor on the driver's own node, which lives as long as the driver.
+
+    A call that does not reach it is made again (each may be made twice), and if it dies it begins anew: what it knew of
+    deaths is lost, which costs another death or two and no row.
+    """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    return ray.remote(Journal).options(num_cpus=0, scheduling_strategy=here).remote()
+    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
+    return ray.remote(Journal).options(scheduling_strategy=here, **options).remote()
 
 
 @dataclass(frozen=True)

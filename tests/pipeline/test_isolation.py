@@ -2,6 +2,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -74,3 +75,11 @@ def test_the_journal_finds_the_row_that_kills() -> None:
     assert journal.open("s", "segment") == {} and journal.open("t", "decode") == {}
     journal.close("s", "decode")
     assert journal.open("s", "decode") == {}
+
+
+def test_a_journal_that_dies_begins_anew(ray_session: None) -> None:
+    isolation = Isolation("segment", open_journal())
+    ray.get(isolation.journal.take.remote("s", "segment", [3]))
+    ray.kill(isolation.journal, no_restart=False)
+    out = isolation(Doubling({5: ValueError("no")}), rows(40))
+    assert np.flatnonzero(out["error"] != "").tolist() == [5]
