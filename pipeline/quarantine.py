@@ -41,7 +41,7 @@ def run(config: Config, out: str) -> dict[str, Any]:
         {"stage": stage, "error": error, "rows": rows, "message": messages[stage, error]}
         for (stage, error), rows in counts.most_common()
     ]
-    for (stage, error), rows in counts.most_common():
-        print(f"{rows:>9} {stage:<9} {error:<15} such as: {messages[stage, error]}", flush=True)
+    for entry in causes:
+        print("{rows:>9} {stage:<9} {error:<15} such as: {message}".format(**entry), flush=True)
     print(f"{counts.total():>9} rows in quarantine", flush=True)
     return {"quarantined": counts.total(), "causes": causes}

@@ -35,8 +35,6 @@ _MENDS = {
     "ACCESS_DENIED": "access denied; check the credentials and their policy",
     "NETWORK_CONNECTION": "the service does not answer; check storage.s3_endpoint or AWS_ENDPOINT_URL",
 }
-
-
 # Of these, any other call would fail too: no other shard is worth a try.
 _OF_ACCESS = {name for name in _MENDS if name != "NETWORK_CONNECTION"}
 

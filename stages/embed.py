@@ -57,20 +57,23 @@ class Embed:
             out["region_tokens"] = np.zeros_like(out["tokens"])
         for start in range(0, len(rows), self.batch_size):
             chosen = rows[start : start + self.batch_size]
-            for number in range(self.views):
-                self._embed([self._view(batch, row, number) for row in chosen], out, chosen, number)
+            seen = [self._views(batch, row) for row in chosen]
+            for number, views in enumerate(zip(*seen, strict=True)):
+                self._embed(views, out, chosen, number)
         for row in rows:
             if not all(np.isfinite(out[name][row]).all() for name in ("tokens", "region_tokens") if name in out):
                 fail(out, row, "embed", "NotFinite", "CLIP gave tokens that are not finite in float16 for this image")
         return out
 
-    def _view(self, batch: Mapping[str, Any], row: int, number: int) -> View:
-        """The image itself as view 0, which covers cells of the tower's grid exactly; else an augmented one."""
+    def _views(self, batch: Mapping[str, Any], row: int) -> list[View]:
+        """The image itself, which covers cells of the tower's grid exactly, and the augmented ones."""
         pixels, box = batch["pixels"][row], batch["region_box"][row]
         mask = decode_mask(batch["mask_counts"][row], batch["height"][row], batch["width"][row])
-        if number == 0:
-            return View(pixels, cover(mask, *self.tower.grid), box)
-        return augment(View(pixels, cover(mask, *pixels.shape[:2]), box), str(batch["image_id"][row]), number)
+        views = [View(pixels, cover(mask, *self.tower.grid), box)]
+        if self.views > 1:  # at the image's own size, so that the mask goes where the pixels go
+            whole, name = View(pixels, cover(mask, *pixels.shape[:2]), box), str(batch["image_id"][row])
+            views += [augment(whole, name, number) for number in range(1, self.views)]
+        return views
 
     def _embed(self, views: Sequence[View], out: Batch, rows: np.ndarray, number: int) -> None:
         images = self.tower.normalise(self._tensor(np.stack([view.pixels for view in views])))

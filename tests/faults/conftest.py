@@ -1,7 +1,6 @@
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -45,14 +44,10 @@ def scoring(archive: SimpleNamespace, tmp_path: Path) -> Scoring:
 
 
 @pytest.fixture
-def own_shards(scoring: Scoring, tmp_path: Path) -> Callable[[], Scoring]:
+def scoring_own_shards(scoring: Scoring, tmp_path: Path) -> Scoring:
     """The run over a copy of the shards, which may be spoiled."""
-
-    def copied() -> Scoring:
-        shutil.copytree(scoring.shards, tmp_path / "shards")
-        return replace(scoring, shards=str(tmp_path / "shards"))
-
-    return copied
+    shutil.copytree(scoring.shards, tmp_path / "shards")
+    return replace(scoring, shards=str(tmp_path / "shards"))
 
 
 def _scoring(archive: SimpleNamespace, out: Path) -> Scoring:

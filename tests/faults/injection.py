@@ -112,6 +112,9 @@ class Account:
     different: int
 
 
+ALL_WELL = Account(lost=0, doubled=0, different=0)
+
+
 def account(scoring: Scoring, images: set[str], reference: Mapping[str, dict[str, Any]]) -> Account:
     """Hold an output against the images that went in and the predictions of an undisturbed run."""
     predicted = scoring.rows("predictions")

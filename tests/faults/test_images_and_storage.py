@@ -20,10 +20,9 @@ from ray.cluster_utils import Cluster
 from pipeline import pack, quarantine
 from pipeline.config import StorageSection
 from pipeline.storage import locate
-from tests.faults.injection import Account, Scoring, account, ended, failing_s3, kill, wait_until
+from tests.faults.injection import ALL_WELL, Scoring, account, ended, failing_s3, kill, wait_until
 
 pytestmark = pytest.mark.faults
-ALL_WELL = Account(lost=0, doubled=0, different=0)
 
 
 def poisoned(good: bytes) -> dict[str, tuple[bytes, str]]:
@@ -107,9 +106,9 @@ def spoil(shards: Path, change: Callable) -> None:
 
 @pytest.mark.long
 def test_a_shard_that_changes_between_runs_is_told_and_the_others_are_scored(
-    archive: SimpleNamespace, undisturbed: dict, own_shards: Callable[[], Scoring]
+    archive: SimpleNamespace, undisturbed: dict, scoring_own_shards: Scoring
 ) -> None:
-    scoring = own_shards()
+    scoring = scoring_own_shards
     process = scoring.start()
     wait_until(lambda: scoring.parts() >= 1, process)
     kill(process)

@@ -12,10 +12,9 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from tests.faults.conftest import ROWS_PER_SHARD
-from tests.faults.injection import Account, Scoring, account, ended, kill, wait_until, workers
+from tests.faults.injection import ALL_WELL, Scoring, account, ended, kill, wait_until, workers
 
 pytestmark = pytest.mark.faults
-ALL_WELL = Account(lost=0, doubled=0, different=0)
 
 
 def test_the_driver_is_killed_ten_times(archive: SimpleNamespace, undisturbed: dict, scoring: Scoring) -> None:
