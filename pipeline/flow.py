@@ -32,6 +32,9 @@ from stages.weights import sam2_image_size
 
 # How often a shard is tried, and the seconds before the first new try; each later one waits twice as long.
 _TRIES, _PAUSE = 4, 2.0
+# Shards in one plan of Ray Data, for each actor of SAM2. Before a plan begins it makes a block of each, at a
+# millisecond and 6 KiB in the driver; when it ends its models are loaded anew.
+_SHARDS_PER_ACTOR = 1000
 # What Ray raises where a process, a node or an object is gone and its own new tries were in vain.
 _GONE = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError, OutOfMemoryError)
 
@@ -87,8 +90,11 @@ def run_shards(shards: Sequence[ShardEntry], work: Work, plan: Plan, shown: Prog
 def _pass(todo: Sequence[ShardEntry], work: Work, plan: Plan, shown: Progress, done: Done) -> set[str]:
     """Try shards once; returns the digests of those that are worth another try."""
     again, reason = {shard.sha256 for shard in todo}, "it did not come to the end of the stream; please report this"
+    size = _SHARDS_PER_ACTOR * plan.segment.actors
     try:
-        for summary in _stream(todo, work, plan):
+        for summary in (
+            each for start in range(0, len(todo), size) for each in _stream(todo[start : start + size], work, plan)
+        ):
             if summary[FAILURE]:
                 done.failures[summary["shard"]] = summary[FAILURE]
                 if summary["lasting"]:

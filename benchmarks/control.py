@@ -1,0 +1,135 @@
+"""``python -m benchmarks.control``: what ``score`` itself takes over 100,000 shards, with models that do nothing.
+
+A run that begins: the manifest is read, finished shards are listed, Ray starts, until the first shard is committed. A
+run that goes on where 99 % of the shards are finished, to its end: its stream, its commits, its summary. Each in a
+process of its own, whose peak memory is that of the driver. Prints the table and exits 1 where a target is missed.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import pyarrow as pa
+
+from benchmarks.nothing import NoEmbed, NoSegment
+from pipeline import checkpoints, flow, records, score
+from pipeline.calibration import Calibration
+from pipeline.commit import PREDICTIONS, QUARANTINE, part_name
+from pipeline.config import Config
+from pipeline.logs import Progress
+from pipeline.manifest import ShardEntry, write_manifest
+from pipeline.models import Foundation, Model
+from pipeline.shard_writer import ImageFile, write_shard
+from pipeline.storage import locate
+from stages.prompt_settings import PromptSettings
+from stages.prompted_clip import PromptedCLIP
+from stages.weights import load_clip, load_tokenizer
+from starter.phantoms import write_set
+
+MOST_SECONDS, MOST_MIB = 60.0, 1024
+# Of a hundred shards one is unfinished, and one that is finished has a quarantined row.
+UNFINISHED = 100
+
+
+def settings(folder: Path) -> Config:
+    return Config(work=str(folder / "work"))
+
+
+def prepare(folder: Path, count: int) -> None:
+    """The manifest of an archive of shards of one image, of which those exist that will be read; a model; outputs."""
+    config = settings(folder)
+    source, output = (locate(str(folder / name), config.storage) for name in ("shards", "finished"))
+    write_set(folder / "one", 1, seed=0, preset="easy", size=64)
+    image = next((folder / "one" / "images").iterdir())
+    entries = []
+    for index in range(count):
+        name, digest = f"shard-{index:06d}.parquet", hashlib.sha256(str(index).encode()).hexdigest()
+        entries.append(ShardEntry(name, 1, 1, digest))
+        if index % UNFINISHED == 0:
+            (folder / "images").mkdir(exist_ok=True)
+            (folder / "images" / f"{index}.png").symlink_to(image)
+            plan = {"name": name, "images": [vars(ImageFile(f"{index}.png", 1, None, None, None))]}
+            made = write_shard(plan, locate(str(folder / "images"), config.storage), source)
+            entries[-1] = ShardEntry(**made)
+    write_manifest(source, entries)
+    _model(config).save(folder / "model")
+    row = {"image_id": ["x"], "source_uri": ["x"], "stage": ["decode"], "error": ["Undecodable"], "message": ["x"]}
+    quarantined = records.encode(pa.table(row, schema=records.QUARANTINE))
+    for kind in (PREDICTIONS, QUARANTINE):
+        (folder / "finished" / kind).mkdir(parents=True)
+    for index, entry in enumerate(entries):
+        if index % UNFINISHED:  # a rows file is not read, only listed
+            (folder / "finished" / PREDICTIONS / part_name(entry.sha256)).touch()
+        if index % UNFINISHED == 1:
+            (output / QUARANTINE / part_name(entry.sha256)).write(quarantined)
+
+
+def _model(config: Config) -> Model:
+    """Prompts at their initial values."""
+    source = checkpoints.resolve_clip(config.clip, config.storage)
+    prompts = PromptSettings(classes=("one", "other"), cut=config.clip.cut, **config.model.model_dump())
+    clip = load_clip(source.model, source.checkpoint, source.preprocess)
+    state = PromptedCLIP(clip, load_tokenizer(source.model), prompts).learned_state()
+    return Model(prompts, state, Foundation.of(config), Calibration(temperature=1.0, accept_at=0.0))
+
+
+class _FirstShard(Exception):
+    """The first shard has been committed."""
+
+
+def begun(folder: Path) -> tuple[float, int]:
+    """Seconds until the first shard of a new run is committed, and peak MiB of the driver."""
+
+    def stop(_shown: Progress, _rows: int, _quarantined: int) -> None:
+        raise _FirstShard
+
+    Progress.add = stop  # type: ignore[method-assign, assignment]
+    return _measured(folder, "new")
+
+
+def resumed(folder: Path) -> tuple[float, int]:
+    """Seconds of a run that goes on where most shards are finished, and peak MiB of the driver."""
+    return _measured(folder, "finished")
+
+
+def _measured(folder: Path, out: str) -> tuple[float, int]:
+    flow.SegmentActor, flow.EmbedActor = NoSegment, NoEmbed  # type: ignore[assignment, misc]
+    started = time.monotonic()
+    with contextlib.suppress(_FirstShard):
+        score.run(settings(folder), str(folder / "shards"), str(folder / out), str(folder / "model"))
+    return time.monotonic() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+
+
+def alone(work: Callable[[Path], tuple[float, int]], folder: Path) -> tuple[float, int]:
+    """The work's answer, from a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(work, folder).result()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.control", description=__doc__)
+    parser.add_argument("--shards", type=int, default=100_000, help="of the archive (default: 100000)")
+    count = parser.parse_args().shards
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        prepare(folder, count)
+        print(f"| {count} shards | seconds | MiB of the driver |\n|---|---|---|")
+        met = True
+        for what, work in (("new, until the first is committed", begun), ("99 % finished, to the end", resumed)):
+            seconds, most = alone(work, folder)
+            print(f"| {what} | {seconds:.1f} | {most} |", flush=True)
+            met &= seconds < MOST_SECONDS and most < MOST_MIB
+    print(f"\nunder {MOST_SECONDS:.0f} s and {MOST_MIB} MiB: {'met' if met else 'MISSED'}")
+    return 0 if met else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,19 @@
+from pathlib import Path
+
+import pytest
+
+from benchmarks.control import UNFINISHED, prepare, settings
+from benchmarks.nothing import NoEmbed, NoSegment
+from pipeline import flow, score
+
+
+def test_a_run_goes_on_in_several_plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_session: None) -> None:
+    """The benchmark's own archive, small: one shard in a hundred is left, two of them in a plan of Ray Data."""
+    monkeypatch.setattr(flow, "SegmentActor", NoSegment)
+    monkeypatch.setattr(flow, "EmbedActor", NoEmbed)
+    monkeypatch.setattr(flow, "_SHARDS_PER_ACTOR", 2)
+    prepare(tmp_path, 5 * UNFINISHED)
+    result = score.run(settings(tmp_path), *(str(tmp_path / name) for name in ("shards", "finished", "model")))
+    assert (result["rows"], result["resumed"], result["quarantined"]) == (500, 495, 5)
+    written = [path for path in (tmp_path / "finished" / "predictions").iterdir() if path.stat().st_size]
+    assert len(written) == 5 and len(list((tmp_path / "finished" / "predictions").iterdir())) == 500
