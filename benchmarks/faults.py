@@ -20,7 +20,7 @@ from pipeline import embed, pack, train
 from pipeline.config import load_config
 from starter.phantoms import write_set
 from tests import servers
-from tests.faults.injection import ALL_WELL, Scoring, account, ended, failing_s3, kill, wait_until, workers
+from tests.faults.injection import ALL_WELL, Scoring, account, ended, failing_s3, kill, kill_at_work, wait_until
 
 SHARDS, ROWS, SEED = 40, 6, 6_000_000
 # How much more images may pass SAM2 when the driver is killed at half of the shards.
@@ -94,13 +94,12 @@ def killed_at_random(scoring: Scoring) -> int:
 
 def actors_killed(scoring: Scoring) -> int:
     """Each SAM2 and each CLIP actor, once in the course of the run."""
-    process = scoring.start()
+    process, killed = scoring.start(), 0
     for moment, name in ((SHARDS // 4, "SegmentActor"), (SHARDS // 2, "EmbedActor")):
         wait_until(reached(scoring, moment), process)
-        for victim in workers(process, name):
-            victim.kill()
+        killed += kill_at_work(process, name)
     ended(process)
-    return 2
+    return killed
 
 
 def storage_fails(scoring: Scoring) -> int:

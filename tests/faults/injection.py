@@ -103,6 +103,15 @@ def workers(process: subprocess.Popen[str], name: str) -> list[psutil.Process]:
     return found
 
 
+def kill_at_work(process: subprocess.Popen[str], actor: str) -> int:
+    """SIGKILL for the actors of a class, at a moment when one of them works; how many there were."""
+    wait_until(lambda: bool(workers(process, f"{actor})).")), process)  # the method is in the title while it runs
+    victims = workers(process, actor)
+    for victim in victims:
+        victim.kill()
+    return len(victims)
+
+
 @dataclass(frozen=True)
 class Account:
     """Images that an output has not, or has more than once; and predictions that differ from an undisturbed run's."""

@@ -12,7 +12,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from tests.faults.conftest import ROWS_PER_SHARD
-from tests.faults.injection import ALL_WELL, Scoring, account, ended, kill, wait_until, workers
+from tests.faults.injection import ALL_WELL, Scoring, account, ended, kill, kill_at_work, wait_until, workers
 
 pytestmark = pytest.mark.faults
 
@@ -37,12 +37,7 @@ def test_the_driver_is_killed_ten_times(archive: SimpleNamespace, undisturbed: d
 
 def test_actors_are_killed(archive: SimpleNamespace, undisturbed: dict, scoring: Scoring) -> None:
     process = scoring.start()
-    for parts, name in ((1, "SegmentActor"), (3, "EmbedActor")):
-        wait_until(lambda parts=parts: scoring.parts() >= parts, process)
-        victims = workers(process, name)
-        assert victims
-        for victim in victims:
-            victim.kill()
+    assert all(kill_at_work(process, name) for name in ("SegmentActor", "EmbedActor"))
     assert ended(process)["scored"] == len(archive.images)
     assert account(scoring, archive.images, undisturbed) == ALL_WELL
 
