@@ -20,18 +20,14 @@ from pathlib import Path
 import pyarrow as pa
 
 from benchmarks.nothing import NoEmbed, NoSegment
-from pipeline import checkpoints, flow, records, score
-from pipeline.calibration import Calibration
+from benchmarks.untrained import untrained
+from pipeline import flow, records, score
 from pipeline.commit import PREDICTIONS, QUARANTINE, part_name
 from pipeline.config import Config
 from pipeline.logs import Progress
 from pipeline.manifest import ShardEntry, write_manifest
-from pipeline.models import Foundation, Model
 from pipeline.shard_writer import ImageFile, write_shard
 from pipeline.storage import locate
-from stages.prompt_settings import PromptSettings
-from stages.prompted_clip import PromptedCLIP
-from stages.weights import load_clip, load_tokenizer
 from starter.phantoms import write_set
 
 MOST_SECONDS, MOST_MIB = 60.0, 1024
@@ -60,7 +56,7 @@ def prepare(folder: Path, count: int) -> None:
             made = write_shard(plan, locate(str(folder / "images"), config.storage), source)
             entries[-1] = ShardEntry(**made)
     write_manifest(source, entries)
-    _model(config).save(folder / "model")
+    untrained(config, ("one", "other")).save(folder / "model")
     row = {"image_id": ["x"], "source_uri": ["x"], "stage": ["decode"], "error": ["Undecodable"], "message": ["x"]}
     quarantined = records.encode(pa.table(row, schema=records.QUARANTINE))
     for kind in (PREDICTIONS, QUARANTINE):
@@ -70,15 +66,6 @@ def prepare(folder: Path, count: int) -> None:
             (folder / "finished" / PREDICTIONS / part_name(entry.sha256)).touch()
         if index % UNFINISHED == 1:
             (output / QUARANTINE / part_name(entry.sha256)).write(quarantined)
-
-
-def _model(config: Config) -> Model:
-    """Prompts at their initial values."""
-    source = checkpoints.resolve_clip(config.clip, config.storage)
-    prompts = PromptSettings(classes=("one", "other"), cut=config.clip.cut, **config.model.model_dump())
-    clip = load_clip(source.model, source.checkpoint, source.preprocess)
-    state = PromptedCLIP(clip, load_tokenizer(source.model), prompts).learned_state()
-    return Model(prompts, state, Foundation.of(config), Calibration(temperature=1.0, accept_at=0.0))
 
 
 class _FirstShard(Exception):

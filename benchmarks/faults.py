@@ -124,8 +124,7 @@ def row_kills(archive: Archive) -> Callable[[Scoring], int]:
 def main() -> int:
     bad = False
     with tempfile.TemporaryDirectory() as name, servers.s3() as url:
-        os.environ |= {"AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
-        os.environ |= {"AWS_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
+        os.environ |= servers.s3_user(url)
         archive = prepare(Path(name))
         undisturbed = archive.scoring("undisturbed")
         undisturbed.finish()

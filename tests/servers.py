@@ -27,6 +27,17 @@ def s3(environment: Mapping[str, str] | None = None) -> Iterator[str]:
         yield url
 
 
+def s3_user(url: str) -> dict[str, str]:
+    """The environment of a user of an S3 server."""
+    return {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+
+
 @contextmanager
 def mlflow(folder: Path) -> Iterator[str]:
     """An MLflow tracking server that keeps everything in a folder and serves the artifacts; yields its URL."""

@@ -1,0 +1,203 @@
+"""``python -m benchmarks.throughput``: images a second of ``score``, of its models alone, and of other ways.
+
+Each way runs in a process of its own over the first of the same shards, with the same weights. The speed is counted
+between its first and its last batch (``score``: between its first and its last commit), so that loading counts for
+none; the seconds are those of the whole process. Memory is the peak of the process and all that it started. Prints the
+table and exits 1 where a target is missed.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import boto3
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+from PIL import Image
+
+from benchmarks.starter import iou
+from benchmarks.throughput.full import write_full_size
+from benchmarks.throughput.work import ROWS_PER_SHARD, Work, prepare
+from stages.masks import decode_mask
+from tests import servers
+
+# Images that each way is given, as a share of those that score gets; two shards at least.
+SHARES = {"ceiling": 0.25, "dataloader": 0.25, "ray": 0.25, "predictor": 0.1, "generator": 0.03}
+TITLES = {
+    "ceiling": "the models alone",
+    "score": "score, shards on disk",
+    "score-s3": "score, shards on S3 over HTTP",
+    "dataloader": "PyTorch DataLoader around the same stages",
+    "ray": "Ray Data as documented, the same stages",
+    "predictor": "loop with SAM2ImagePredictor, the same points",
+    "generator": "loop with SAM2AutomaticMaskGenerator",
+}
+OF_CEILING = {"starter": 0.85, "full": 0.95}
+OVER_GENERATOR, OVER_PREDICTOR, SAME_MASKS, SAME_LABELS = 10.0, 1.5, 0.99, 0.995
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One way: images between its first and its last batch, the seconds for them and for all, and peak memory."""
+
+    images: int
+    seconds: float
+    whole: float
+    mebibytes: int
+
+    @property
+    def speed(self) -> float:
+        return self.images / self.seconds
+
+
+def watched(command: Sequence[str]) -> tuple[str, float, int]:
+    """Run a command; what it printed, its seconds and the peak MiB of it and all that it started."""
+    started, most = time.monotonic(), 0
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as told:
+        process = psutil.Popen(command, stdout=out, stderr=told)
+        while process.poll() is None:
+            most = max(most, _held(process))
+            time.sleep(0.5)
+        out.seek(0), told.seek(0)
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, command, stderr=told.read()[-2000:])
+        return out.read(), time.monotonic() - started, most >> 20
+
+
+def _held(process: psutil.Process) -> int:
+    """Bytes of a process and its children, shared ones by their part."""
+    held = 0
+    for one in [process, *process.children(recursive=True)]:
+        try:
+            held += one.memory_full_info().pss
+        except psutil.Error:  # it has just ended
+            continue
+    return held
+
+
+def of_way(way: str, work: Work, count: int) -> Measured:
+    command = [sys.executable, "-m", "benchmarks.throughput.ways", way, str(work.folder), str(count)]
+    out, whole, most = watched(command)
+    return Measured(**json.loads(out.splitlines()[-1]), whole=whole, mebibytes=most)
+
+
+def of_score(way: str, work: Work, shards: str) -> Measured:
+    """``medfocus score`` as a user calls it; its output is on disk."""
+    out = work.folder / way
+    settings = [part for setting in work.settings for part in ("--set", setting)]
+    call = ["score", shards, str(out), "--model", str(work.model), *settings, "--json"]
+    _, whole, most = watched([sys.executable, "-m", "pipeline", *call])
+    moments = sorted(path.stat().st_mtime for path in (out / "predictions").iterdir())
+    rows = sum(pq.read_metadata(path).num_rows for path in (out / "predictions").iterdir())
+    return Measured(rows - ROWS_PER_SHARD, moments[-1] - moments[0], whole, most)
+
+
+def found_by_score(work: Work) -> dict[str, tuple[np.ndarray, str]]:
+    """Mask and label of each image."""
+    rows = [
+        row for path in (work.folder / "score" / "predictions").iterdir() for row in pq.read_table(path).to_pylist()
+    ]
+    return {row["image_id"]: (decode_mask(row["mask"]["counts"], *row["mask"]["size"]), row["label"]) for row in rows}
+
+
+def found_by(way: str, work: Work) -> dict[str, tuple[np.ndarray, str]]:
+    rows = pq.read_table(work.folder / f"{way}.parquet").to_pylist()
+    return {
+        row["image_id"]: (decode_mask(row["mask_counts"], row["height"], row["width"]), row["label"]) for row in rows
+    }
+
+
+def covered(found: Mapping[str, tuple[np.ndarray, str]], work: Work) -> float:
+    """Share of images whose mask covers 80 % of the lesions' true area."""
+    good = []
+    for name, (mask, _) in found.items():
+        lesion = np.asarray(Image.open(work.folder / "phantoms" / "masks" / name)) > 0
+        own = np.asarray(Image.fromarray(mask).resize(lesion.shape[::-1]))
+        good.append((own & lesion).sum() >= 0.8 * lesion.sum())
+    return float(np.mean(good))
+
+
+def uploaded(work: Work) -> str:
+    """The shards on S3."""
+    client = boto3.client("s3", region_name="us-east-1")
+    client.create_bucket(Bucket="throughput")
+    for path in work.shards.iterdir():
+        client.upload_file(str(path), "throughput", f"shards/{path.name}")
+    return "s3://throughput/shards"
+
+
+def measure(work: Work, count: int) -> dict[str, Measured]:
+    """All ways, one after the other."""
+    given = {way: max(2 * ROWS_PER_SHARD, int(share * count)) for way, share in SHARES.items()}
+    measured = {"ceiling": of_way("ceiling", work, given["ceiling"])}
+    measured["score"] = of_score("score", work, str(work.shards))
+    with servers.s3() as url:
+        os.environ |= servers.s3_user(url)
+        measured["score-s3"] = of_score("score-s3", work, uploaded(work))
+    for way in ("dataloader", "ray", "predictor", "generator"):
+        measured[way] = of_way(way, work, given[way])
+        print(f"{way}: {measured[way].speed:.2f} images/s", file=sys.stderr)
+    return measured
+
+
+def targets(models: str, measured: Mapping[str, Measured], work: Work) -> list[tuple[str, bool]]:
+    """What must be reached, each with whether it is."""
+    speed = {way: entry.speed for way, entry in measured.items()}
+    ours, plain = found_by_score(work), found_by("predictor", work)
+    share = speed["score"] / speed["ceiling"]
+    same_masks = float(np.mean([iou(ours[name][0], mask) for name, (mask, _) in plain.items()]))
+    same_labels = float(np.mean([ours[name][1] == label for name, (_, label) in plain.items()]))
+    over = {way: speed["score"] / speed[way] for way in ("predictor", "generator", "dataloader", "ray")}
+    lines = [
+        (f"of the models alone {share:.3f}, at least {OF_CEILING[models]}", share >= OF_CEILING[models]),
+        (
+            f"loop with the same points: {over['predictor']:.2f} times, at least {OVER_PREDICTOR}",
+            over["predictor"] >= OVER_PREDICTOR,
+        ),
+        (
+            f"loop with the generator: {over['generator']:.1f} times, at least {OVER_GENERATOR:.0f}",
+            over["generator"] >= OVER_GENERATOR,
+        ),
+        (f"DataLoader: {over['dataloader']:.3f} times, above 1", over["dataloader"] > 1),
+        (f"Ray Data as documented: {over['ray']:.3f} times, above 1", over["ray"] > 1),
+        (f"IoU with the plain path's masks {same_masks:.4f}, at least {SAME_MASKS}", same_masks >= SAME_MASKS),
+        (f"labels as the plain path's {same_labels:.4f}, at least {SAME_LABELS}", same_labels >= SAME_LABELS),
+    ]
+    if models == "starter":
+        theirs = found_by("generator", work)
+        one, other = covered({name: ours[name] for name in theirs}, work), covered(theirs, work)
+        lines.append((f"lesions covered in {one:.3f}, the generator in {other:.3f}, no worse", one >= other))
+    return lines
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__)
+    parser.add_argument("--models", choices=("starter", "full"), default="starter")
+    parser.add_argument("--images", type=int, default=640, help="that score is given (default: 640)")
+    call = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        settings = write_full_size(folder) if call.models == "full" else []
+        work = prepare(folder / "archive", call.images, settings)
+        measured = measure(work, call.images)
+        print(f"| {call.models} models | images | images/s | of the models alone | seconds in all | MiB |")
+        print("|---|---|---|---|---|---|")
+        for way, title in TITLES.items():
+            entry, share = measured[way], measured[way].speed / measured["ceiling"].speed
+            figures = f"{entry.images} | {entry.speed:.2f} | {share:.2f} | {entry.whole:.0f} | {entry.mebibytes}"
+            print(f"| {title} | {figures} |", flush=True)
+        met = targets(call.models, measured, work)
+    print("\n" + "\n".join(f"{what}: {'met' if good else 'MISSED'}" for what, good in met))
+    return 0 if all(good for _, good in met) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

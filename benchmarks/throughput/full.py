@@ -1,0 +1,22 @@
+"""Full-size models with random weights: they decide nothing about time."""
+
+from pathlib import Path
+
+import torch
+
+from stages.weights import load_clip, load_sam2
+
+SAM2, CLIP, CUT = "facebook/sam2.1-hiera-tiny", "ViT-B-16", 9
+
+
+def write_full_size(folder: Path) -> list[str]:
+    """Write SAM2.1-tiny and ViT-B/16 in their official formats; the settings that name them."""
+    torch.save({"model": load_sam2(SAM2, None, seed=0).state_dict()}, folder / "sam2.pt")
+    torch.save(load_clip(CLIP, None, seed=0).state_dict(), folder / "clip.pt")
+    return [
+        f"segment.model={SAM2}",
+        f"segment.weights={folder / 'sam2.pt'}",
+        f"clip.model={CLIP}",
+        f"clip.weights={folder / 'clip.pt'}",
+        f"clip.cut={CUT}",
+    ]

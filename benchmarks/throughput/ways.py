@@ -1,0 +1,180 @@
+"""Ways to score the same shards with the same weights: ``python -m benchmarks.throughput.ways WAY FOLDER COUNT``.
+
+Each is a generator over batches with ``image_id``, ``mask_counts`` and ``label``. Its rows are kept as Parquet; one
+line of JSON says how many there were and the seconds between its first and its last batch.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from benchmarks.starter import register_suppression
+from benchmarks.throughput.work import ROWS_PER_SHARD, Stages, Work
+from stages.batch import Batch
+from stages.masks import encode_mask
+from stages.segment import ImageFeatures, Segment
+
+
+def ceiling(work: Work, count: int) -> Iterator[Batch]:
+    """The models alone: images decoded before the clock starts, no Ray, nothing written."""
+    stages = Stages(work)
+    decoded = [stages.decode(batch) for batch in work.batches(count)]
+    yield stages.models(decoded[0])
+    yield from map(stages.models, decoded)
+
+
+def loop_with_generator(work: Work, count: int) -> Iterator[Batch]:
+    """As it is mostly done: SAM2's automatic generator at its defaults, image by image, then open_clip zero-shot."""
+    register_suppression()
+    from sam2.automatic_mask_generator import SAM2AutomaticMaskGenerator
+
+    stages = Stages(work)
+    generator = SAM2AutomaticMaskGenerator(stages.sam2)
+    _fit_to(generator.predictor, stages.sam2.image_size)
+    for decoded in map(stages.decode, work.batches(count)):
+        for row in range(len(decoded["image_id"])):
+            made = generator.generate(np.repeat(decoded["pixels"][row], 3, axis=2))
+            best = sorted(made, key=lambda entry: -entry["predicted_iou"] * entry["stability_score"])
+            union = np.any([entry["segmentation"] for entry in best[: stages.segment.regions]], axis=0)
+            one = {name: column[row : row + 1] for name, column in decoded.items()}
+            whole = encode_mask(np.broadcast_to(union, decoded["pixels"].shape[1:3]))
+            box = np.array([[0, 0, 1, 1]], np.float32)
+            yield stages.classify(
+                stages.embed(one | {"mask_counts": np.array([whole], object), "region_box": box} | _square(stages, one))
+            )
+
+
+def _square(stages: Stages, one: Batch) -> Batch:
+    side = np.full(1, stages.decode.size)
+    return {"height": side, "width": side}
+
+
+def _fit_to(predictor: Any, size: int) -> None:
+    """The package's predictor takes the sizes of its maps as those of 1024 pixels."""
+    side = size // 4
+    predictor._bb_feat_sizes = [(side, side), (side // 2, side // 2), (side // 4, side // 4)]
+
+
+class PredictorSegment(Segment):
+    """The region finder over the package's own predictor: an image at a time, as its examples call it."""
+
+    def __init__(self, model: Any, **options: Any):
+        super().__init__(model, **options | {"batch_size": 1})
+        from sam2.sam2_image_predictor import SAM2ImagePredictor
+
+        self.predictor = SAM2ImagePredictor(model)
+        _fit_to(self.predictor, model.image_size)
+
+    def encode(self, pixels: torch.Tensor) -> ImageFeatures:
+        self.predictor.set_image(pixels[0].expand(-1, -1, 3).numpy())
+        kept = self.predictor._features
+        return ImageFeatures(kept["image_embed"], tuple(kept["high_res_feats"]))
+
+    def decode(self, features: ImageFeatures, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        labels = torch.ones(len(points), 1, dtype=torch.int, device=self.device)
+        _, iou, logits = self.predictor._predict(points[:, None], labels, multimask_output=True, return_logits=True)
+        return logits.flatten(0, 1)[None], iou.flatten()[None]
+
+
+def loop_with_predictor(work: Work, count: int) -> Iterator[Batch]:
+    """SAM2's predictor in a loop, with the same points and the same choice of regions: the plain path."""
+    stages = Stages(work)
+    stages.segment = PredictorSegment(stages.sam2, **stages.options)
+    for decoded in map(stages.decode, work.batches(count)):
+        for row in range(len(decoded["image_id"])):
+            yield stages.models({name: column[row : row + 1] for name, column in decoded.items()})
+
+
+class _Shards(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    """A shard an item, decoded in the worker that reads it."""
+
+    def __init__(self, batches: list[Batch], decode: Callable[[Batch], Batch]):
+        self.batches, self.decode = batches, decode
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.decode(self.batches[index])
+
+
+def dataloader(work: Work, count: int) -> Iterator[Batch]:
+    """A PyTorch DataLoader with two worker processes around the batched models; nothing is written."""
+    stages = Stages(work)
+    shards = _Shards(list(work.batches(count)), stages.decode)
+    loader = torch.utils.data.DataLoader(shards, batch_size=None, num_workers=2, collate_fn=lambda item: item)
+    yield from map(stages.models, loader)
+
+
+class _Segmenting:
+    def __init__(self, folder: str):
+        torch.set_num_threads(2)
+        self.stages = Stages(Work(Path(folder)))
+
+    def __call__(self, batch: Batch) -> Batch:
+        return self.stages.segment(batch)
+
+
+class _Classifying(_Segmenting):
+    def __call__(self, batch: Batch) -> Batch:
+        return self.stages.classify(self.stages.embed(batch))
+
+
+class _Everything(_Segmenting):
+    def __call__(self, batch: Batch) -> Batch:
+        return self.stages.models(self.stages.decode(batch))
+
+
+def ray_data(work: Work, count: int) -> Iterator[Batch]:
+    """Ray Data as its pages on batch inference write it: read, map, a class for each model, an actor each."""
+    import ray
+
+    ray.init("local", log_to_driver=False, include_dashboard=False)
+    decode = Stages(work).decode
+    given = {"batch_size": ROWS_PER_SHARD, "fn_constructor_args": (str(work.folder),), "concurrency": 1}
+    dataset = (
+        ray.data.read_parquet([str(file) for file in work.files(count)], columns=["image_id", "image", "media_type"])
+        .map_batches(decode)
+        .map_batches(_Segmenting, num_cpus=1, **given)
+        .map_batches(_Classifying, num_cpus=0.5, **given)
+    )
+    yield from dataset.iter_batches(batch_size=None)
+
+
+WAYS: dict[str, Callable[[Work, int], Iterator[Batch]]] = {
+    "ceiling": ceiling,
+    "generator": loop_with_generator,
+    "predictor": loop_with_predictor,
+    "dataloader": dataloader,
+    "ray": ray_data,
+}
+
+
+def main() -> int:
+    way, folder, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    made = WAYS[way](Work(folder), count)
+    first = next(made)
+    started, rows = time.monotonic(), []
+    done = 0
+    for batch in made:
+        rows.append(batch)
+        done += len(batch["image_id"])
+    seconds = time.monotonic() - started
+    names = ("image_id", "mask_counts", "height", "width", "label")
+    columns = {name: list(chain(*(batch[name].tolist() for batch in [first, *rows]))) for name in names}
+    pq.write_table(pa.table(columns), folder / f"{way}.parquet")
+    print(json.dumps({"images": done, "seconds": seconds}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
