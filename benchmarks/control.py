@@ -45,12 +45,12 @@ def prepare(folder: Path, count: int) -> None:
     source, output = (locate(str(folder / name), config.storage) for name in ("shards", "finished"))
     write_set(folder / "one", 1, seed=0, preset="easy", size=64)
     image = next((folder / "one" / "images").iterdir())
+    (folder / "images").mkdir()
     entries = []
     for index in range(count):
         name, digest = f"shard-{index:06d}.parquet", hashlib.sha256(str(index).encode()).hexdigest()
         entries.append(ShardEntry(name, 1, 1, digest))
         if index % UNFINISHED == 0:
-            (folder / "images").mkdir(exist_ok=True)
             (folder / "images" / f"{index}.png").symlink_to(image)
             plan = {"name": name, "images": [vars(ImageFile(f"{index}.png", 1, None, None, None))]}
             made = write_shard(plan, locate(str(folder / "images"), config.storage), source)

@@ -28,7 +28,7 @@ from stages.weights import load_clip, load_sam2, load_tokenizer
 from starter.phantoms import CLASSES, draw
 
 IMAGES, SEGMENTED, SIDE, CUT = 16, 4, 512, 9
-SAM2 = "facebook/sam2.1-hiera-tiny"
+SAM2, CLIP = "facebook/sam2.1-hiera-tiny", "ViT-B-16"
 # The largest share of an epoch's time that one from features may take.
 OF_STORED_MASKS, OF_EVERYTHING = 1 / 5, 1 / 20
 
@@ -57,11 +57,11 @@ class Epoch:
     """The parts of an epoch over the same images, each timed by itself."""
 
     def __init__(self) -> None:
-        clip = load_clip("ViT-B-16", None)
+        clip = load_clip(CLIP, None)
         settings = PromptSettings(classes=CLASSES, cut=CUT, **Config().model.model_dump())
-        self.model = PromptedCLIP(clip, load_tokenizer("ViT-B-16"), settings)
+        self.model = PromptedCLIP(clip, load_tokenizer(CLIP), settings)
         self.embed = Embed(ImageTower(clip, CUT), region=settings.uses_region, batch_size=IMAGES)
-        options = SegmentSection(batch_size=SEGMENTED).model_dump(exclude={"model", "weights", "sha256"})
+        options = SegmentSection(batch_size=SEGMENTED).options
         sam2 = load_sam2(SAM2, None)
         self.segment, self.decode = Segment(sam2, **options), Decode(size=sam2.image_size, max_pixels=10**8)
         self.target = torch.arange(IMAGES) % len(CLASSES)

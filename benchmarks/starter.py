@@ -110,34 +110,45 @@ def covering(masks: Sequence[np.ndarray], phantoms: Sequence[Phantom]) -> tuple[
 
 def region_finder(model: Any, phantoms: Sequence[Phantom], points: torch.Tensor | None = None) -> list[np.ndarray]:
     """Focus masks of the project's region finder, at its defaults; other points than its grid on request."""
-    segment = Segment(model, **SegmentSection().model_dump(exclude={"model", "weights", "sha256"}))
+    segment = Segment(model, **SegmentSection().options)
     if points is not None:
         segment.points = points
     out = segment(stage_batch(phantoms))
     return [decode_mask(counts, *phantoms[0].image.shape) for counts in out["mask_counts"]]
 
 
-def generator_masks(model: Any, phantoms: Sequence[Phantom]) -> tuple[list[np.ndarray], float]:
-    """The package's own automatic generator, at its defaults.
+def fit_to(predictor: Any, size: int) -> None:
+    """Give SAM2's predictor the sizes of its maps for images of this side: it has those of 1024 pixels."""
+    side = size // 4
+    predictor._bb_feat_sizes = [(side, side), (side // 2, side // 2), (side // 4, side // 4)]
 
-    Returns:
-        The union of its best masks for each image, as many as the region finder takes, ranked by predicted IoU and
-        stability; and the mean IoU of each lesion with whichever of the masks fits it best.
-    """
+
+def automatic_generator(model: Any) -> Any:
+    """The package's own SAM2AutomaticMaskGenerator, at its defaults."""
     register_suppression()
     from sam2.automatic_mask_generator import SAM2AutomaticMaskGenerator
 
     generator = SAM2AutomaticMaskGenerator(model)
-    side = model.image_size // 4
-    generator.predictor._bb_feat_sizes = [(side, side), (side // 2, side // 2), (side // 4, side // 4)]
+    fit_to(generator.predictor, model.image_size)
+    return generator
+
+
+def best_union(made: Sequence[Mapping[str, Any]], shape: tuple[int, int]) -> np.ndarray:
+    """The union of a generator's best masks, as many as the region finder takes, by predicted IoU and stability."""
+    best = sorted(made, key=lambda entry: -entry["predicted_iou"] * entry["stability_score"])
+    union = np.zeros(shape, bool)
+    for entry in best[: SegmentSection().regions]:
+        union |= entry["segmentation"]
+    return union if union.any() else np.ones_like(union)
+
+
+def generator_masks(model: Any, phantoms: Sequence[Phantom]) -> tuple[list[np.ndarray], float]:
+    """The generator's union for each image, and the mean IoU of each lesion with whichever mask fits it best."""
+    generator = automatic_generator(model)
     unions, fits = [], []
     for phantom in phantoms:
         made = generator.generate(np.repeat(phantom.image[:, :, None], 3, axis=2))
-        best = sorted(made, key=lambda entry: -entry["predicted_iou"] * entry["stability_score"])
-        union = np.zeros(phantom.image.shape, bool)
-        for entry in best[: SegmentSection().regions]:
-            union |= entry["segmentation"]
-        unions.append(union if union.any() else np.ones_like(union))
+        unions.append(best_union(made, phantom.image.shape))
         fits += [max((iou(entry["segmentation"], lesion) for entry in made), default=0.0) for lesion in phantom.lesions]
     return unions, float(np.mean(fits))
 

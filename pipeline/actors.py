@@ -30,8 +30,8 @@ class SegmentActor:
     def __init__(self, config: Config, share: Share, device: str, isolation: Isolation):
         torch.set_num_threads(share.threads)
         source = checkpoints.resolve_sam2(config.segment, config.storage)
-        options = config.segment.model_dump(exclude={"model", "weights", "sha256"})
-        self.stage = Segment(load_sam2(source.model, source.checkpoint, device=device), **options)
+        sam2 = load_sam2(source.model, source.checkpoint, device=device)
+        self.stage = Segment(sam2, **config.segment.options)
         self.isolation = isolation
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

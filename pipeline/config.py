@@ -76,6 +76,11 @@ class SegmentSection(Section):
     batch_size: int = Field(8, ge=1, description="images in one pass of the encoder")
     prompts_per_pass: int = Field(256, ge=1, description="points times images in one pass of the mask decoder")
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """What ``stages.segment.Segment`` takes beside its model."""
+        return self.model_dump(exclude={"model", "weights", "sha256"})
+
     @model_validator(mode="after")
     def _areas_in_order(self) -> "SegmentSection":
         if self.min_area >= self.max_area:

@@ -90,11 +90,8 @@ def run_shards(shards: Sequence[ShardEntry], work: Work, plan: Plan, shown: Prog
 def _pass(todo: Sequence[ShardEntry], work: Work, plan: Plan, shown: Progress, done: Done) -> set[str]:
     """Try shards once; returns the digests of those that are worth another try."""
     again, reason = {shard.sha256 for shard in todo}, "it did not come to the end of the stream; please report this"
-    size = _SHARDS_PER_ACTOR * plan.segment.actors
     try:
-        for summary in (
-            each for start in range(0, len(todo), size) for each in _stream(todo[start : start + size], work, plan)
-        ):
+        for summary in _plans(todo, work, plan):
             if summary[FAILURE]:
                 done.failures[summary["shard"]] = summary[FAILURE]
                 if summary["lasting"]:
@@ -112,6 +109,13 @@ def _pass(todo: Sequence[ShardEntry], work: Work, plan: Plan, shown: Progress, d
     for shard in again:
         done.failures.setdefault(shard, reason)
     return again
+
+
+def _plans(todo: Sequence[ShardEntry], work: Work, plan: Plan) -> Iterator[dict[str, Any]]:
+    """The summaries of all shards, from one plan of Ray Data after the other."""
+    size = _SHARDS_PER_ACTOR * plan.segment.actors
+    for start in range(0, len(todo), size):
+        yield from _stream(todo[start : start + size], work, plan)
 
 
 def _stream(shards: Sequence[ShardEntry], work: Work, plan: Plan) -> Iterator[dict[str, Any]]:

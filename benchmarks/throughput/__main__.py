@@ -7,15 +7,15 @@ table and exits 1 where a target is missed.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import boto3
 import numpy as np
@@ -28,6 +28,7 @@ from benchmarks.throughput.full import write_full_size
 from benchmarks.throughput.work import ROWS_PER_SHARD, Work, prepare
 from stages.masks import decode_mask
 from tests import servers
+from tests.faults.injection import Scoring, ended
 
 # Images that each way is given, as a share of those that score gets; two shards at least.
 SHARES = {"ceiling": 0.25, "dataloader": 0.25, "ray": 0.25, "predictor": 0.1, "generator": 0.03}
@@ -58,18 +59,13 @@ class Measured:
         return self.images / self.seconds
 
 
-def watched(command: Sequence[str]) -> tuple[str, float, int]:
-    """Run a command; what it printed, its seconds and the peak MiB of it and all that it started."""
+def watched(process: subprocess.Popen[str]) -> tuple[dict[str, Any], float, int]:
+    """What a process answers, the seconds until it ends, and the peak MiB of it and all that it started."""
     started, most = time.monotonic(), 0
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as told:
-        process = psutil.Popen(command, stdout=out, stderr=told)
-        while process.poll() is None:
-            most = max(most, _held(process))
-            time.sleep(0.5)
-        out.seek(0), told.seek(0)
-        if process.returncode:
-            raise subprocess.CalledProcessError(process.returncode, command, stderr=told.read()[-2000:])
-        return out.read(), time.monotonic() - started, most >> 20
+    while process.poll() is None:
+        most = max(most, _held(psutil.Process(process.pid)))
+        time.sleep(0.5)
+    return ended(process), time.monotonic() - started, most >> 20
 
 
 def _held(process: psutil.Process) -> int:
@@ -85,26 +81,25 @@ def _held(process: psutil.Process) -> int:
 
 def of_way(way: str, work: Work, count: int) -> Measured:
     command = [sys.executable, "-m", "benchmarks.throughput.ways", way, str(work.folder), str(count)]
-    out, whole, most = watched(command)
-    return Measured(**json.loads(out.splitlines()[-1]), whole=whole, mebibytes=most)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    answer, whole, most = watched(process)
+    return Measured(answer["images"], answer["seconds"], whole, most)
+
+
+def scoring(way: str, work: Work, shards: str) -> Scoring:
+    """``medfocus score`` as a user calls it; its output is on disk."""
+    return Scoring(shards, str(work.folder / way), str(work.model), work.settings)
 
 
 def of_score(way: str, work: Work, shards: str) -> Measured:
-    """``medfocus score`` as a user calls it; its output is on disk."""
-    out = work.folder / way
-    settings = [part for setting in work.settings for part in ("--set", setting)]
-    call = ["score", shards, str(out), "--model", str(work.model), *settings, "--json"]
-    _, whole, most = watched([sys.executable, "-m", "pipeline", *call])
-    moments = sorted(path.stat().st_mtime for path in (out / "predictions").iterdir())
-    rows = sum(pq.read_metadata(path).num_rows for path in (out / "predictions").iterdir())
-    return Measured(rows - ROWS_PER_SHARD, moments[-1] - moments[0], whole, most)
+    answer, whole, most = watched(scoring(way, work, shards).start())
+    moments = sorted(path.stat().st_mtime for path in (work.folder / way / "predictions").iterdir())
+    return Measured(answer["scored"] - ROWS_PER_SHARD, moments[-1] - moments[0], whole, most)
 
 
 def found_by_score(work: Work) -> dict[str, tuple[np.ndarray, str]]:
     """Mask and label of each image."""
-    rows = [
-        row for path in (work.folder / "score" / "predictions").iterdir() for row in pq.read_table(path).to_pylist()
-    ]
+    rows = scoring("score", work, str(work.shards)).rows("predictions")
     return {row["image_id"]: (decode_mask(row["mask"]["counts"], *row["mask"]["size"]), row["label"]) for row in rows}
 
 

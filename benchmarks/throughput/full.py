@@ -4,9 +4,8 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.features import CLIP, CUT, SAM2
 from stages.weights import load_clip, load_sam2
-
-SAM2, CLIP, CUT = "facebook/sam2.1-hiera-tiny", "ViT-B-16", 9
 
 
 def write_full_size(folder: Path) -> list[str]:

@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from benchmarks.starter import register_suppression
+from benchmarks.starter import automatic_generator, best_union, fit_to
 from benchmarks.throughput.work import ROWS_PER_SHARD, Stages, Work
 from stages.batch import Batch
-from stages.masks import encode_mask
+from stages.masks import bounding_box, encode_mask, main_piece
 from stages.segment import ImageFeatures, Segment
 
 
@@ -33,35 +33,18 @@ def ceiling(work: Work, count: int) -> Iterator[Batch]:
 
 
 def loop_with_generator(work: Work, count: int) -> Iterator[Batch]:
-    """As it is mostly done: SAM2's automatic generator at its defaults, image by image, then open_clip zero-shot."""
-    register_suppression()
-    from sam2.automatic_mask_generator import SAM2AutomaticMaskGenerator
-
+    """As it is mostly done: SAM2's automatic generator at its defaults, image by image, then CLIP."""
     stages = Stages(work)
-    generator = SAM2AutomaticMaskGenerator(stages.sam2)
-    _fit_to(generator.predictor, stages.sam2.image_size)
+    generator = automatic_generator(stages.segment.model)
     for decoded in map(stages.decode, work.batches(count)):
-        for row in range(len(decoded["image_id"])):
-            made = generator.generate(np.repeat(decoded["pixels"][row], 3, axis=2))
-            best = sorted(made, key=lambda entry: -entry["predicted_iou"] * entry["stability_score"])
-            union = np.any([entry["segmentation"] for entry in best[: stages.segment.regions]], axis=0)
-            one = {name: column[row : row + 1] for name, column in decoded.items()}
-            whole = encode_mask(np.broadcast_to(union, decoded["pixels"].shape[1:3]))
-            box = np.array([[0, 0, 1, 1]], np.float32)
-            yield stages.classify(
-                stages.embed(one | {"mask_counts": np.array([whole], object), "region_box": box} | _square(stages, one))
+        for row, pixels in enumerate(decoded["pixels"]):
+            union = best_union(generator.generate(np.repeat(pixels, 3, axis=2)), pixels.shape[:2])
+            side = np.full(1, stages.decode.size)
+            found = {"mask_counts": np.array([encode_mask(union)], object), "height": side, "width": side}
+            box = bounding_box(main_piece(union))[None]
+            yield stages.label(
+                {name: column[row : row + 1] for name, column in decoded.items()} | found | {"region_box": box}
             )
-
-
-def _square(stages: Stages, one: Batch) -> Batch:
-    side = np.full(1, stages.decode.size)
-    return {"height": side, "width": side}
-
-
-def _fit_to(predictor: Any, size: int) -> None:
-    """The package's predictor takes the sizes of its maps as those of 1024 pixels."""
-    side = size // 4
-    predictor._bb_feat_sizes = [(side, side), (side // 2, side // 2), (side // 4, side // 4)]
 
 
 class PredictorSegment(Segment):
@@ -72,7 +55,7 @@ class PredictorSegment(Segment):
         from sam2.sam2_image_predictor import SAM2ImagePredictor
 
         self.predictor = SAM2ImagePredictor(model)
-        _fit_to(self.predictor, model.image_size)
+        fit_to(self.predictor, model.image_size)
 
     def encode(self, pixels: torch.Tensor) -> ImageFeatures:
         self.predictor.set_image(pixels[0].expand(-1, -1, 3).numpy())
@@ -88,7 +71,7 @@ class PredictorSegment(Segment):
 def loop_with_predictor(work: Work, count: int) -> Iterator[Batch]:
     """SAM2's predictor in a loop, with the same points and the same choice of regions: the plain path."""
     stages = Stages(work)
-    stages.segment = PredictorSegment(stages.sam2, **stages.options)
+    stages.segment = PredictorSegment(stages.segment.model, **work.config.segment.options)
     for decoded in map(stages.decode, work.batches(count)):
         for row in range(len(decoded["image_id"])):
             yield stages.models({name: column[row : row + 1] for name, column in decoded.items()})
@@ -126,12 +109,7 @@ class _Segmenting:
 
 class _Classifying(_Segmenting):
     def __call__(self, batch: Batch) -> Batch:
-        return self.stages.classify(self.stages.embed(batch))
-
-
-class _Everything(_Segmenting):
-    def __call__(self, batch: Batch) -> Batch:
-        return self.stages.models(self.stages.decode(batch))
+        return self.stages.label(batch)
 
 
 def ray_data(work: Work, count: int) -> Iterator[Batch]:

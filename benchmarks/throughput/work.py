@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,17 +11,14 @@ import torch
 
 from benchmarks.untrained import untrained
 from cluster.connect import connected
-from pipeline import checkpoints, pack
+from cluster.resources import Share
+from pipeline import pack
+from pipeline.actors import EmbedActor, SegmentActor
 from pipeline.config import Config, load_config
+from pipeline.isolation import Isolation
 from pipeline.models import load_model
 from stages.batch import Batch
-from stages.classify import Classify
 from stages.decode import Decode
-from stages.embed import Embed
-from stages.prompted_clip import PromptedCLIP
-from stages.segment import Segment
-from stages.tower import ImageTower
-from stages.weights import load_clip, load_sam2, load_tokenizer, sam2_image_size
 from starter.phantoms import CLASSES, write_set
 
 SEED, ROWS_PER_SHARD = 7_000_000, 16
@@ -76,27 +72,23 @@ def prepare(folder: Path, count: int, settings: list[str]) -> Work:
 
 
 class Stages:
-    """The project's stages with their models, on all of this process's threads."""
+    """The project's stages with their models, as its actors load them, on all of this process's threads."""
 
     def __init__(self, work: Work):
         config, model = work.config, load_model(work.model)
-        sam2, clip = (
-            checkpoints.resolve_sam2(config.segment, config.storage),
-            checkpoints.resolve_clip(config.clip, config.storage),
-        )
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.sam2 = load_sam2(sam2.model, sam2.checkpoint, device=device)
-        self.clip = load_clip(clip.model, clip.checkpoint, clip.preprocess, device=device)
-        self.tokenizer = load_tokenizer(clip.model)
-        self.options: dict[str, Any] = config.segment.model_dump(exclude={"model", "weights", "sha256"})
-        self.decode = Decode(size=sam2_image_size(sam2.model), max_pixels=config.decode.max_pixels)
-        self.segment = Segment(self.sam2, **self.options)
-        tower = ImageTower(self.clip, config.clip.cut)
-        self.embed = Embed(tower, region=model.settings.uses_region, batch_size=config.clip.batch_size)
-        prompted = PromptedCLIP(self.clip, self.tokenizer, model.settings).to(device)
-        prompted.load_learned(model.state)
-        self.classify = Classify(prompted, **vars(model.calibration), batch_size=config.clip.batch_size)
+        share = Share(actors=1, cpus=1, gpus=0, threads=torch.get_num_threads())
+        apart = Isolation("benchmark", journal=None)  # the stages are called by themselves
+        self.segment = SegmentActor(config, share, device, apart).stage
+        embedding = EmbedActor(config, share, device, apart, model.prompts(None))
+        self.embed, self.classify = embedding.embed, embedding.classify
+        self.decode = Decode(size=self.segment.size, max_pixels=config.decode.max_pixels)
 
     def models(self, decoded: Batch) -> Batch:
         """Decoded rows to masks and labels."""
-        return self.classify(self.embed(self.segment(decoded)))
+        return self.label(self.segment(decoded))
+
+    def label(self, segmented: Batch) -> Batch:
+        """Rows with masks to labels."""
+        assert self.classify is not None  # there are prompts
+        return self.classify(self.embed(segmented))

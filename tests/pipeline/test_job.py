@@ -96,7 +96,7 @@ def test_predictions_equal_the_stages_run_bare(
         "image": np.array([(job.root / "images" / name).read_bytes() for name in names], object),
         "media_type": np.full(3, "image/png", object),
     }
-    options = job.config.segment.model_dump(exclude={"model", "weights", "sha256"})
+    options = job.config.segment.options
     prompted = PromptedCLIP(starter_clip, starter_tokenizer, model.settings)
     prompted.load_learned(model.state)
     for stage in (

@@ -11,7 +11,7 @@ from starter.phantoms import draw
 
 def stage(model, **settings) -> Segment:
     section = SegmentSection(**{"points_per_side": 3, "batch_size": 2} | settings)
-    return Segment(model, **section.model_dump(exclude={"model", "weights", "sha256"}))
+    return Segment(model, **section.options)
 
 
 def batch(count: int, size: int = 320) -> dict:
