@@ -13,8 +13,9 @@ import torch
 
 from pipeline import checkpoints
 from pipeline.config import Config, SegmentSection
+from stages.batched_sam2 import decode_prompts, encode_images
 from stages.masks import decode_mask, main_piece
-from stages.segment import OUTLINE, Segment, decode_prompts, encode_images
+from stages.segment import OUTLINE, Segment
 from stages.tower import ImageTower
 from stages.weights import load_clip, load_sam2, load_tokenizer
 from starter.anatomy import MODALITIES, ORGANS

@@ -74,7 +74,7 @@ class SegmentSection(Section):
     )
     margin: float = Field(3.0, ge=0, description="logits by which the focus mask reaches beyond its regions")
     batch_size: int = Field(8, ge=1, description="images in one pass of the encoder")
-    prompts_per_pass: int = Field(256, ge=1, description="points times images in one pass of the mask decoder")
+    prompts_per_pass: int = Field(64, ge=1, description="points times images in one pass of the mask decoder")
 
     @property
     def options(self) -> dict[str, Any]:

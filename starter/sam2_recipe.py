@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from stages.segment import ImageFeatures, decode_prompts, encode_images
+from stages.batched_sam2 import ImageFeatures, decode_prompts, encode_images
 from stages.weights import VIDEO_PARTS, load_sam2
 from starter.anatomy import PARTS
 from starter.phantoms import Phantom

@@ -21,8 +21,9 @@ import torch
 from benchmarks.starter import automatic_generator, best_union, fit_to
 from benchmarks.throughput.work import ROWS_PER_SHARD, Stages, Work
 from stages.batch import Batch
+from stages.batched_sam2 import ImageFeatures
 from stages.masks import bounding_box, encode_mask, main_piece
-from stages.segment import ImageFeatures, Segment
+from stages.segment import Candidates, Segment
 
 
 def ceiling(work: Work, count: int) -> Iterator[Batch]:
@@ -63,10 +64,12 @@ class PredictorSegment(Segment):
         kept = self.predictor._features
         return ImageFeatures(kept["image_embed"], tuple(kept["high_res_feats"]))
 
-    def decode(self, features: ImageFeatures, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        labels = torch.ones(len(points), 1, dtype=torch.int, device=self.device)
-        _, iou, logits = self.predictor._predict(points[:, None], labels, multimask_output=True, return_logits=True)
-        return logits.flatten(0, 1)[None], iou.flatten()[None]
+    def propose(self, features: ImageFeatures) -> Iterator[Candidates]:
+        labels = torch.ones(len(self.points), 1, dtype=torch.int, device=self.device)
+        clicks = self.points[:, None]
+        _, iou, logits = self.predictor._predict(clicks, labels, multimask_output=True, return_logits=True)
+        masks, image = logits.flatten(0, 1), torch.zeros(iou.numel(), dtype=torch.long, device=self.device)
+        yield Candidates(image, masks, self._rank(masks, iou.flatten()), clicks.expand((*iou.shape, 2)).flatten(0, 1))
 
 
 def loop_with_predictor(work: Work, count: int) -> Iterator[Batch]:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from pipeline import checkpoints
 from pipeline.config import ClipSection, SegmentSection, StorageSection
 from pipeline.errors import UsageError
-from stages.segment import decode_prompts, encode_images
+from stages.batched_sam2 import decode_prompts, encode_images
 from stages.tower import ImageTower
 from stages.weights import WeightsError, load_clip, load_sam2
 

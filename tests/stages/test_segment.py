@@ -4,8 +4,10 @@ import torch
 from sam2.sam2_image_predictor import SAM2ImagePredictor
 
 from pipeline.config import SegmentSection
+from stages import segment as segment_module
+from stages.batched_sam2 import attend_clicks, draw_masks
 from stages.masks import bounding_box, decode_mask
-from stages.segment import Candidates, Segment, point_grid
+from stages.segment import Candidates, Segment, point_grid, spread
 from starter.phantoms import draw
 
 
@@ -28,31 +30,92 @@ def batch(count: int, size: int = 320) -> dict:
     }
 
 
+def predictor(model) -> SAM2ImagePredictor:
+    made = SAM2ImagePredictor(model)
+    made._bb_feat_sizes = [(80, 80), (40, 40), (20, 20)]  # written down for 1024 pixels only
+    return made
+
+
+def by_the_package(model, images: np.ndarray, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits [B, P, 3, h, w] and predicted IoU [B, P, 3], image by image."""
+    made = predictor(model)
+    made.set_image_batch([np.repeat(image, 3, axis=2) for image in images])
+    clicks = [points.numpy()[:, None]] * len(images)
+    _, iou, logits = made.predict_batch(clicks, [np.ones((len(points), 1))] * len(images))
+    return torch.from_numpy(np.stack(logits)), torch.from_numpy(np.stack(iou))
+
+
+@torch.inference_mode()
 def test_decoding_equals_the_package_s_own_predictor(starter_sam2) -> None:
     """All images and points at once, against ``SAM2ImagePredictor`` image by image."""
     images = batch(3)["pixels"]
     segment = stage(starter_sam2)
     points = segment.points[[0, 4, 7]]
     features = segment.encode(torch.from_numpy(images))
-    logits, iou = segment.decode(features, points)
+    attended = attend_clicks(starter_sam2, features, points)
+    image, click = torch.meshgrid(torch.arange(3), torch.arange(3), indexing="ij")
+    logits = draw_masks(starter_sam2, features, attended, image.flatten(), click.flatten())
 
-    predictor = SAM2ImagePredictor(starter_sam2)
-    predictor._bb_feat_sizes = [(80, 80), (40, 40), (20, 20)]  # written down for 1024 pixels only
-    predictor.set_image_batch([np.repeat(image, 3, axis=2) for image in images])
-    clicks = [points.numpy()[:, None]] * 3
-    _, expected_iou, expected_logits = predictor.predict_batch(clicks, [np.ones((3, 1))] * 3)
-    assert np.allclose(iou, np.stack(expected_iou).reshape(3, -1), atol=1e-5)
-    ours = logits.clamp(-32, 32).numpy()
-    assert np.allclose(ours, np.stack(expected_logits).reshape(ours.shape), atol=1e-3)
+    expected_logits, expected_iou = by_the_package(starter_sam2, images, points)
+    assert torch.allclose(attended.iou, expected_iou, atol=1e-5)
+    assert torch.allclose(logits.unflatten(0, (3, 3)).clamp(-32, 32), expected_logits, atol=1e-3)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("relative", [0.0, 0.2])
+def test_the_masks_that_are_not_drawn_change_nothing(starter_sam2, monkeypatch, relative: float) -> None:
+    """The same regions as from all masks of all points, chosen in float64 by hand."""
+    drawn = []
+
+    def counted(*given):
+        drawn.append(len(given[3]))
+        return draw_masks(*given)
+
+    monkeypatch.setattr(segment_module, "draw_masks", counted)
+    images = batch(4)["pixels"]
+    segment = stage(starter_sam2, points_per_side=8, min_relative_score=relative, prompts_per_pass=16)
+    found = segment.find(images)
+    assert sum(drawn) < 4 * 64 / 2 or relative == 0.0
+    logits, iou = by_the_package(starter_sam2, images, segment.points)
+    for image, regions in enumerate(found):
+        masks = logits[image].flatten(0, 1)
+        score = plain_scores(segment, masks, iou[image].flatten())
+        wanted: list[int] = []
+        for index in np.argsort(-score):
+            overlaps = [overlap(masks[index] > 0, masks[other] > 0) > segment.max_overlap for other in wanted]
+            if score[index] > 0 and score[index] >= relative * score.max() and not any(overlaps):
+                wanted.append(index)
+        wanted = wanted[: segment.regions]
+        assert np.allclose(regions.score, score[wanted], atol=1e-4)
+        assert torch.equal(regions.clicks, segment.points[torch.tensor(wanted) // 3])
+
+
+def plain_scores(segment: Segment, logits: torch.Tensor, iou: torch.Tensor) -> np.ndarray:
+    scores = np.zeros(len(logits))
+    for index, (mask, predicted) in enumerate(zip(logits.double().numpy(), iou.double().numpy(), strict=True)):
+        area, stability = (mask > 0).mean(), (mask > 1).sum() / max((mask > -1).sum(), 1)
+        if segment.min_area <= area <= segment.max_area and stability >= segment.min_stability:
+            distance = np.log(area / segment.prior_area) / segment.prior_spread
+            scores[index] = predicted * stability * np.exp(-(distance**2) / 2)
+    return scores
+
+
+def overlap(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one & other).sum() / (one | other).sum())
+
+
+def candidates(logits: torch.Tensor, score: list[float], clicks: torch.Tensor | None = None) -> Candidates:
+    clicks = torch.zeros(len(score), 2) if clicks is None else clicks
+    return Candidates(torch.zeros(len(score), dtype=torch.long), logits, torch.tensor(score), clicks)
 
 
 @pytest.mark.parametrize("margin", [0.0, 2.0])
 def test_full_size_masks_equal_the_package_s_own(starter_sam2, margin: float) -> None:
     """The union at the stored size, against the predictor's own upscaling of the same masks."""
     segment = stage(starter_sam2, margin=margin)
-    logits = torch.randn(1, 2, 64, 64).cumsum(-1)
-    union = segment._union(Candidates(logits, torch.ones(1, 2), torch.zeros(1, 2, 2)), (123, 77))
-    expected = SAM2ImagePredictor(starter_sam2)._transforms.postprocess_masks(logits, (123, 77)) > -margin
+    logits = torch.randn(2, 64, 64).cumsum(-1)
+    union = segment._union(candidates(logits, [1.0, 1.0]), (123, 77))
+    expected = predictor(starter_sam2)._transforms.postprocess_masks(logits[None], (123, 77)) > -margin
     assert np.array_equal(union, expected.any(1)[0].numpy())
 
 
@@ -114,34 +177,40 @@ def test_ranking_prefers_stable_masks_of_a_likely_area(starter_sam2) -> None:
     segment = stage(starter_sam2, prior_area=0.02, max_area=0.5)
     likely, large, unstable = blob(20, 20, 5), blob(32, 32, 16), blob(20, 20, 5) / 16
     whole = torch.full((64, 64), 8.0)
-    score = segment._rank(torch.stack([likely, large, unstable, whole])[None], torch.full((1, 4), 0.9))[0]
+    score = segment._rank(torch.stack([likely, large, unstable, whole]), torch.full((4,), 0.9))
     assert score[0] > score[1] > 0
     assert score[2] == 0 and score[3] == 0
 
 
 def test_overlapping_candidates_count_once(starter_sam2) -> None:
     segment = stage(starter_sam2, regions=2, max_overlap=0.5)
-    logits = torch.stack([blob(20, 20, 8), blob(21, 20, 8), blob(45, 45, 8), blob(10, 50, 8)])[None]
-    chosen = segment._distinct(Candidates(logits, torch.tensor([[0.9, 0.8, 0.7, 0.6]]), torch.zeros(1, 4, 2)))
-    assert chosen[0].tolist() == [True, False, True, False]
+    logits = torch.stack([blob(20, 20, 8), blob(21, 20, 8), blob(45, 45, 8), blob(10, 50, 8)])
+    chosen = segment._distinct(candidates(logits, [0.9, 0.8, 0.7, 0.6]))
+    assert np.allclose(chosen.score, [0.9, 0.7])
 
 
 def test_a_candidate_far_below_the_best_is_no_region(starter_sam2) -> None:
     segment = stage(starter_sam2, regions=4, min_relative_score=0.5)
-    logits = torch.stack([blob(20, 20, 8), blob(45, 45, 8), blob(10, 50, 8)])[None]
-    chosen = segment._distinct(Candidates(logits, torch.tensor([[0.8, 0.41, 0.39]]), torch.zeros(1, 3, 2)))
-    assert chosen[0].tolist() == [True, True, False]
+    logits = torch.stack([blob(20, 20, 8), blob(45, 45, 8), blob(10, 50, 8)])
+    chosen = segment._distinct(candidates(logits, [0.8, 0.41, 0.39]))
+    assert np.allclose(chosen.score, [0.8, 0.41])
 
 
 def test_a_region_is_one_piece_without_holes(starter_sam2) -> None:
     segment = stage(starter_sam2, margin=2.0)
     ring = torch.where(blob(30, 30, 4) > 0, torch.tensor(-8.0), blob(30, 30, 9))
     spoiled = torch.where((blob(55, 10, 3) > 0) | (ring > 0), 8.0, -8.0)
-    click = torch.tensor([[[38.0, 30.0]]]) * segment.size / 64
-    (whole,) = segment._whole(Candidates(spoiled[None, None], torch.ones(1, 1), click))[0]
+    click = torch.tensor([[38.0, 30.0]]) * segment.size / 64
+    (whole,) = segment._whole(candidates(spoiled[None], [1.0], click)).logits
     assert torch.equal(whole > 0, blob(30, 30, 9) > 0)
     assert not (whole[:, 50:] > -segment.margin).any()  # the speck is no part of the focus mask either
 
 
 def test_points_are_the_centres_of_cells() -> None:
     assert point_grid(2, 256).tolist() == [[64, 64], [192, 64], [64, 192], [192, 192]]
+
+
+@pytest.mark.parametrize("per_side", [1, 3, 10])
+def test_every_point_keeps_its_place_in_some_order(per_side: int) -> None:
+    grid = point_grid(per_side, 320)
+    assert sorted(spread(grid).tolist()) == sorted(grid.tolist())
