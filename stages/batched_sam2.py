@@ -46,20 +46,29 @@ class Attended:
 def encode_images(model: "SAM2Base", pixels: torch.Tensor) -> ImageFeatures:
     """SAM2's encoder on a batch, as ``SAM2ImagePredictor.set_image_batch`` runs it.
 
+    On a GPU that has bfloat16 it computes in that, as SAM2's examples do; its features are float32 everywhere.
+
     Args:
         model: SAM2.
         pixels: uint8 [B, S, S, 1 or 3]; resized on the device as SAM2 does (bilinear, antialiased).
     """
-    images = pixels.to(model.device).permute(0, 3, 1, 2).float().div(255).expand(-1, 3, -1, -1)
+    on_gpu = model.device.type == "cuda"
+    if (
+        on_gpu and pixels.device.type == "cpu"
+    ):  # from pinned memory the copy goes on beside what the device still computes
+        pixels = pixels.pin_memory()
+    images = pixels.to(model.device, non_blocking=on_gpu)
+    images = images.permute(0, 3, 1, 2).float().div(255).expand(-1, 3, -1, -1)
     if images.shape[-1] != model.image_size:
         images = F.interpolate(images, (model.image_size, model.image_size), mode="bilinear", antialias=True)
     mean, std = (torch.tensor(values, device=model.device).view(1, 3, 1, 1) for values in (_MEAN, _STD))
-    output = model.forward_image((images - mean) / std)
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=on_gpu and torch.cuda.is_bf16_supported()):
+        output = model.forward_image((images - mean) / std)
     _, maps, _, sizes = model._prepare_backbone_features(output)
     if model.directly_add_no_mem_embed:
         maps[-1] = maps[-1] + model.no_mem_embed
     # Flattened to [hw, B, D] for the video model; back to [B, D, h, w] for the decoder.
-    levels = [level.permute(1, 2, 0).unflatten(2, size) for level, size in zip(maps, sizes, strict=True)]
+    levels = [level.float().permute(1, 2, 0).unflatten(2, size) for level, size in zip(maps, sizes, strict=True)]
     return ImageFeatures(levels[-1], tuple(levels[:-1]))
 
 

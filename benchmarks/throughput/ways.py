@@ -134,12 +134,40 @@ def ray_data(work: Work, count: int) -> Iterator[Batch]:
     yield from dataset.iter_batches(batch_size=None)
 
 
+def daft_class(work: Work, count: int) -> Iterator[Batch]:
+    """Daft as its pages on class UDFs write it: read, a class with the models, a batch method."""
+    import daft
+
+    text, whole, real = daft.DataType.string(), daft.DataType.int64(), daft.DataType.float64()
+    answer = daft.DataType.struct({"mask_counts": text, "height": whole, "width": whole, "label": text, "begun": real})
+
+    @daft.cls(max_concurrency=1)
+    class Scoring:
+        def __init__(self, folder: str):
+            self.stages = Stages(Work(Path(folder)))
+
+        @daft.method.batch(return_dtype=answer, unnest=True, batch_size=ROWS_PER_SHARD)
+        def score(self, image_id: daft.Series, image: daft.Series, media_type: daft.Series) -> list[dict[str, Any]]:
+            begun = time.time()
+            given = {"image_id": image_id, "image": image, "media_type": media_type}
+            batch = {name: np.array(column.to_pylist(), object) for name, column in given.items()}
+            done = self.stages.models(self.stages.decode(batch)) | {"begun": np.full(len(batch["image_id"]), begun)}
+            columns = {name: done[name].tolist() for name in ("mask_counts", "height", "width", "label", "begun")}
+            return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    frame = daft.read_parquet([str(file) for file in work.files(count)])
+    scored = Scoring(str(work.folder)).score(frame["image_id"], frame["image"], frame["media_type"])
+    for part in frame.select(frame["image_id"], scored).to_arrow_iter():
+        yield {name: np.array(part.column(name).to_pylist(), object) for name in part.schema.names}
+
+
 WAYS: dict[str, Callable[[Work, int], Iterator[Batch]]] = {
     "ceiling": ceiling,
     "generator": loop_with_generator,
     "predictor": loop_with_predictor,
     "dataloader": dataloader,
     "ray": ray_data,
+    "daft": daft_class,
 }
 
 

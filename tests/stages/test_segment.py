@@ -90,6 +90,22 @@ def test_the_masks_that_are_not_drawn_change_nothing(starter_sam2, monkeypatch, 
         assert torch.equal(regions.clicks, segment.points[torch.tensor(wanted) // 3])
 
 
+@torch.inference_mode()
+def test_an_encoder_in_bfloat16_finds_the_same_masks(starter_sam2, monkeypatch) -> None:
+    """As on a GPU, here on the CPU."""
+    pixels, segment = batch(8)["pixels"], stage(starter_sam2, points_per_side=8)
+    full = [segment._union(regions, (320, 320)) for regions in segment.find(pixels)]
+    forward = starter_sam2.forward_image
+
+    def halved(images):
+        with torch.autocast("cpu", torch.bfloat16):
+            return forward(images)
+
+    monkeypatch.setattr(starter_sam2, "forward_image", halved)
+    half = [segment._union(regions, (320, 320)) for regions in segment.find(pixels)]
+    assert np.mean([(one & other).sum() / (one | other).sum() for one, other in zip(full, half, strict=True)]) > 0.99
+
+
 def plain_scores(segment: Segment, logits: torch.Tensor, iou: torch.Tensor) -> np.ndarray:
     scores = np.zeros(len(logits))
     for index, (mask, predicted) in enumerate(zip(logits.double().numpy(), iou.double().numpy(), strict=True)):

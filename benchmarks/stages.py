@@ -1,0 +1,155 @@
+"""``python -m benchmarks.stages``: what each stage of ``score`` costs, and what passes between them.
+
+One run over packed phantoms, with the stages' own calls timed where they run: CPU seconds an image, the share of the
+run that the models' actors wait, and the bytes of the batches that go from stage to stage through the object store.
+Prints the table; ``--costs FILE`` keeps what ``python -m benchmarks.scale`` reads.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.throughput.work import Work, prepare
+from cluster.connect import connected
+from cluster.resources import plan
+from pipeline import flow
+from pipeline.actors import EmbedActor, SegmentActor
+from pipeline.commit import PREDICTIONS, Output
+from pipeline.logs import progress
+from pipeline.manifest import read_manifest
+from pipeline.models import load_model
+from pipeline.reading import read_and_decode
+from pipeline.storage import locate
+from pipeline.writing import Version, commit_rows
+from stages.batch import Batch
+
+STAGES = ("decode", "segment", "embed", "commit")
+# Where the workers write down their calls, a file for each process.
+FOLDER = "MEDFOCUS_BENCHMARK_CALLS"
+
+
+def timed(stage: str, work: Callable[..., Any], batch: Batch, *given: Any, **named: Any) -> Any:
+    """The work's answer; the call is written down."""
+    began, cpu = time.time(), time.process_time()
+    answer = work(batch, *given, **named)
+    call = {
+        "stage": stage,
+        "process": os.getpid(),
+        "began": began,
+        "seconds": time.time() - began,
+        "cpu": time.process_time() - cpu,
+        "rows": len(next(iter(batch.values()))),
+        "bytes": sum(held(column) for column in batch.values()),
+    }
+    with (Path(os.environ[FOLDER]) / f"{os.getpid()}.jsonl").open("a") as file:
+        file.write(json.dumps(call) + "\n")
+    return answer
+
+
+def held(column: Any) -> int:
+    """Bytes of a column, those of its objects included."""
+    return int(column.nbytes) if column.dtype != object else sum(len(value) for value in column)
+
+
+class TimedSegment(SegmentActor):
+    def __call__(self, batch: Batch) -> Batch:
+        return timed("segment", super().__call__, batch)
+
+
+class TimedEmbed(EmbedActor):
+    def __call__(self, batch: Batch) -> Batch:
+        return timed("embed", super().__call__, batch)
+
+
+def timed_decode(batch: Batch, **given: Any) -> Batch:
+    return timed("decode", read_and_decode, batch, **given)
+
+
+def timed_commit(batch: Batch, **given: Any) -> Any:
+    return timed("commit", commit_rows, batch, **given)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What ``score`` costs: CPU seconds and bytes an image for each stage, seconds for what comes once."""
+
+    cpu: dict[str, float]  # seconds an image; commit and decode have what a shard costs in it
+    stored: dict[str, float]  # bytes an image that come into a stage through the object store
+    waiting: dict[str, float]  # share of the time between a model's first and last call that it had none
+    start: float  # seconds before the first call of a model
+    image_bytes: float  # of a shard, an image
+    row_bytes: float  # of the predictions, an image
+    rows_per_shard: float
+
+
+def measure(work: Work) -> Costs:
+    """Score all shards in this process's Ray, and sum up."""
+    calls = work.folder / "calls"
+    calls.mkdir()
+    os.environ[FOLDER] = str(calls)
+    flow.SegmentActor, flow.EmbedActor = TimedSegment, TimedEmbed  # type: ignore[misc]
+    flow.read_and_decode, flow.commit_rows = timed_decode, timed_commit  # type: ignore[assignment]
+    config, model = work.config, load_model(work.model)
+    source, out = (locate(str(place), config.storage) for place in (work.shards, work.folder / "out"))
+    manifest = read_manifest(source)
+    began = time.time()
+    with connected(None, None) as resources, progress("score", manifest.rows, 0, lambda *_: None) as shown:
+        version = Version("benchmark", model.settings.classes)
+        whole = flow.Work(source, Output(out, PREDICTIONS), config, version, model.prompts(None))
+        flow.run_shards(manifest.shards, whole, plan(resources), shown)
+    return summed(pd.DataFrame(_read(calls)), began, work)
+
+
+def _read(calls: Path) -> Iterator[dict[str, Any]]:
+    for file in calls.iterdir():
+        yield from map(json.loads, file.read_text().splitlines())
+
+
+def summed(calls: pd.DataFrame, began: float, work: Work) -> Costs:
+    calls["ended"] = calls.began + calls.seconds
+    by_stage = calls.groupby("stage")
+    images = int(calls.rows[calls.stage == "segment"].sum())
+    span = by_stage.ended.max() - by_stage.began.min()
+    folders = {"in": work.shards, "out": work.folder / "out" / PREDICTIONS}
+    sizes = {name: sum(file.stat().st_size for file in folder.glob("*.parquet")) for name, folder in folders.items()}
+    return Costs(
+        cpu={stage: by_stage.cpu.sum()[stage] / images for stage in STAGES},
+        stored={stage: by_stage.bytes.sum()[stage] / images for stage in STAGES[1:]},
+        waiting={stage: 1 - by_stage.seconds.sum()[stage] / span[stage] for stage in ("segment", "embed")},
+        start=calls.began[calls.stage == "segment"].min() - began,
+        image_bytes=sizes["in"] / images,
+        row_bytes=sizes["out"] / images,
+        rows_per_shard=images / by_stage.size()["commit"],
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.stages", description=__doc__)
+    parser.add_argument("--images", type=int, default=320, help="that are scored (default: 320)")
+    parser.add_argument("--costs", type=Path, help="a file to keep the costs in, as JSON")
+    call = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        costs = measure(prepare(Path(name) / "archive", call.images, []))
+    print("| stage | CPU ms an image | KiB an image into it | its actor waits |\n|---|---|---|---|")
+    for stage in STAGES:
+        stored = f"{costs.stored[stage] / 1024:.1f}" if stage in costs.stored else "-"
+        waiting = f"{costs.waiting[stage]:.2f}" if stage in costs.waiting else "-"
+        print(f"| {stage} | {1000 * costs.cpu[stage]:.2f} | {stored} | {waiting} |")
+    total = sum(costs.stored.values()) / 1024
+    print(f"\n{total:.1f} KiB an image through the object store; {costs.start:.1f} s until a model's first batch")
+    if call.costs:
+        call.costs.write_text(json.dumps(asdict(costs), indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
