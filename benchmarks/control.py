@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -72,30 +73,47 @@ class _FirstShard(Exception):
     """The first shard has been committed."""
 
 
-def begun(folder: Path) -> tuple[float, int]:
-    """Seconds until the first shard of a new run is committed, and peak MiB of the driver."""
+@dataclass(frozen=True)
+class Run:
+    """Seconds of a run, peak MiB of its driver, and the seconds from a shard's commit to the next one's."""
 
-    def stop(_shown: Progress, _rows: int, _quarantined: int) -> None:
+    seconds: float
+    mebibytes: int
+    a_shard: float
+
+
+def begun(folder: Path) -> Run:
+    """A new run, until its first shard is committed."""
+
+    def stop() -> None:
         raise _FirstShard
 
-    Progress.add = stop  # type: ignore[method-assign, assignment]
-    return _measured(folder, "new")
+    return _measured(folder, "new", stop)
 
 
-def resumed(folder: Path) -> tuple[float, int]:
-    """Seconds of a run that goes on where most shards are finished, and peak MiB of the driver."""
-    return _measured(folder, "finished")
+def resumed(folder: Path) -> Run:
+    """A run that goes on where most shards are finished, to its end."""
+    return _measured(folder, "finished", lambda: None)
 
 
-def _measured(folder: Path, out: str) -> tuple[float, int]:
+def _measured(folder: Path, out: str, after_shard: Callable[[], None]) -> Run:
     flow.SegmentActor, flow.EmbedActor = NoSegment, NoEmbed  # type: ignore[assignment, misc]
+    commits = []
+
+    def noted(_shown: Progress, _rows: int, _quarantined: int) -> None:
+        commits.append(time.monotonic())
+        after_shard()
+
+    Progress.add = noted  # type: ignore[method-assign, assignment]
     started = time.monotonic()
     with contextlib.suppress(_FirstShard):
         score.run(settings(folder), str(folder / "shards"), str(folder / out), str(folder / "model"))
-    return time.monotonic() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    seconds = time.monotonic() - started
+    a_shard = (commits[-1] - commits[0]) / max(len(commits) - 1, 1)
+    return Run(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10, a_shard)
 
 
-def alone(work: Callable[[Path], tuple[float, int]], folder: Path) -> tuple[float, int]:
+def alone(work: Callable[[Path], Run], folder: Path) -> Run:
     """The work's answer, from a process of its own."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         return process.submit(work, folder).result()
@@ -111,10 +129,11 @@ def main() -> int:
         print(f"| {count} shards | seconds | MiB of the driver |\n|---|---|---|")
         met = True
         for what, work in (("new, until the first is committed", begun), ("99 % finished, to the end", resumed)):
-            seconds, most = alone(work, folder)
-            print(f"| {what} | {seconds:.1f} | {most} |", flush=True)
-            met &= seconds < MOST_SECONDS and most < MOST_MIB
-    print(f"\nunder {MOST_SECONDS:.0f} s and {MOST_MIB} MiB: {'met' if met else 'MISSED'}")
+            run = alone(work, folder)
+            print(f"| {what} | {run.seconds:.1f} | {run.mebibytes} |", flush=True)
+            met &= run.seconds < MOST_SECONDS and run.mebibytes < MOST_MIB
+    print(f"\n{1000 * run.a_shard:.1f} ms a shard that is left")
+    print(f"under {MOST_SECONDS:.0f} s and {MOST_MIB} MiB: {'met' if met else 'MISSED'}")
     return 0 if met else 1
 
 
