@@ -112,6 +112,7 @@ class ModelSection(Section):
     visual_prompts: int = Field(4, ge=0, le=64, description="learned visual tokens a block above the cut")
     text_context: int = Field(4, ge=0, le=16, description="learned context vectors added to the template's words")
     class_context: bool = Field(False, description="each class learns a context of its own; else they share one")
+    class_offset: bool = Field(True, description="each class learns an offset to its embedding")
     template: str = Field(
         "a medical image showing {}", pattern=r"\{\}", description="sentence whose {} is replaced by the class"
     )

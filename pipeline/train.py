@@ -169,7 +169,8 @@ def _fit(
 ) -> dict[str, Any]:
     """Train on Ray; returns the state, history and held-out logits that rank 0 ended with."""
     kept = _fits(prefix)
-    tuning = Tuning(config, settings, threads=share.threads, folds=max(folds.values()) + 1 if kept else 0)
+    parts = max(folds.values()) + 1 if kept else 0
+    tuning = Tuning(config, settings, threads=share.threads, rows=len(folds), folds=parts)
     trainer = TorchTrainer(
         tune,
         train_loop_config={"tuning": tuning},

@@ -43,11 +43,15 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Tuning:
-    """What a worker needs to know; ``folds`` is the number of parts where the rows are kept in memory, else 0."""
+    """What a worker needs to know; ``folds`` is the number of parts where the rows are kept in memory, else 0.
+
+    ``rows`` are all that are labelled.
+    """
 
     config: Config
     settings: PromptSettings
     threads: int
+    rows: int
     folds: int
 
     @property
@@ -233,7 +237,8 @@ def _train_epoch(
     config = tuning.config
     model.train()
     batches = map(_shown, rows.batches(config.train.batch_size, config.seed + epoch))
-    done = train_epoch(partial(_logits, model), optimizer, batches, config.train.contrastive_weight)
+    prior = partial(_learned(model).prior, tuning.rows)
+    done = train_epoch(partial(_logits, model), optimizer, batches, config.train.contrastive_weight, prior)
     total, steps = _sum_over_workers(*done)
     return total / steps
 

@@ -15,6 +15,7 @@ class PromptSettings:
     visual_prompts: int
     text_context: int
     class_context: bool
+    class_offset: bool
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"classes": list(self.classes)}

@@ -9,6 +9,8 @@ is learned, and nothing else:
 * one strength a block of a bias on the CLS attention logits, ``strength * log(eps + focus)``, zero at the start;
 * text context (CoOp, arXiv 2109.01134), as offsets to the embeddings of the template's first words, shared by the
   classes or for each of its own, zero at the start;
+* an offset to each class's embedding (TaskRes, arXiv 2211.10277), zero at the start: where the text tower does not know
+  a class's name, no context makes it the right one. What the fewer labels there are must be the smaller;
 * the fusion of the whole-image and the region embedding, ``whole + fusion * (region - whole)``, zero at the start.
 
 With every learned part at its initial value the model reproduces open_clip's ``encode_image`` and ``encode_text``.
@@ -28,6 +30,8 @@ from stages.tower import ImageTower, Remembered
 FOCUS_EPSILON = 0.01
 # How many times faster the scalars that start at zero learn: few steps must take them to where they matter.
 _SCALARS, _SCALARS_RATE = ("prompt_gates", "focus_strength", "fusion"), 30.0
+# Weight of the prior on the classes' offsets, chosen on phantoms with 1 to 100 labels a class.
+_OFFSET_PRIOR = 4.0
 
 
 class PromptedCLIP(nn.Module):
@@ -59,6 +63,10 @@ class PromptedCLIP(nn.Module):
             contexts = len(settings.classes) if settings.class_context else 1
             width = _token_embedding(clip).embedding_dim
             learned["text_context"] = torch.zeros(contexts, settings.text_context, width)
+        if settings.class_offset:
+            with torch.no_grad():
+                one = clip.encode_text(self.text[:1].to(clip.logit_scale.device))
+            learned["class_offset"] = torch.zeros(len(settings.classes), one.shape[1])
         if settings.uses_region:
             learned["fusion"] = torch.zeros(1)
         self.learned = nn.ParameterDict({name: nn.Parameter(value) for name, value in learned.items()})
@@ -91,11 +99,20 @@ class PromptedCLIP(nn.Module):
 
     def text_embedding(self) -> torch.Tensor:
         with self._context():
-            return self.clip.encode_text(self.text, normalize=True)
+            text = self.clip.encode_text(self.text, normalize=True)
+        if "class_offset" not in self.learned:
+            return text
+        return F.normalize(text + self.learned["class_offset"], dim=-1)
 
     def logits(self, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         """Cosine similarity [B, C] times CLIP's own (frozen) scale."""
         return self.clip.logit_scale.exp() * image @ text.T
+
+    def prior(self, rows: int) -> torch.Tensor:
+        """What the loss of each of so many training rows has in it for the offsets' lengths: a normal prior on them."""
+        if "class_offset" not in self.learned:
+            return torch.zeros((), device=self.text.device)
+        return _OFFSET_PRIOR / rows * self.learned["class_offset"].square().sum()
 
     def parameter_groups(self, rate: float) -> list[dict[str, Any]]:
         """What an optimizer is given: each group of the learned part with its ``peak`` learning rate."""

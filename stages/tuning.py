@@ -34,6 +34,7 @@ def train_epoch(
     optimizer: torch.optim.Optimizer,
     batches: Iterable[Shown],
     contrastive_weight: float,
+    prior: Callable[[], torch.Tensor],
 ) -> tuple[float, int]:
     """A step of the optimizer for each batch; returns the sum of their losses, and how many they were.
 
@@ -42,10 +43,11 @@ def train_epoch(
         optimizer: of the learned part.
         batches: of an epoch.
         contrastive_weight: lambda of ``prompt_loss``.
+        prior: what is added to each batch's loss for the learned part itself.
     """
     total, steps = 0.0, 0
     for batch in batches:
-        loss = prompt_loss(logits(batch), batch.target, contrastive_weight)
+        loss = prompt_loss(logits(batch), batch.target, contrastive_weight) + prior()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -6,6 +6,7 @@ and every number of labels; they were chosen on phantoms that no comparison uses
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -182,12 +183,13 @@ class PromptTuning:
     focus: str = "none"
     visual_prompts: int = 4
     text_context: int = 4
+    class_offset: bool = True
     view: str = "whole"
     region: str = "masked"
     masks: bool = False
     template: str = TEMPLATES[0]
     epochs: int = 40
-    most_steps: int = 100
+    most_steps: int = 200
     batch_size: int = 32
     learning_rate: float = 5e-3
     contrastive_weight: float = 0.5
@@ -203,6 +205,7 @@ class PromptTuning:
             visual_prompts=self.visual_prompts,
             text_context=self.text_context,
             class_context=False,
+            class_offset=self.class_offset,
         )
         model = PromptedCLIP(task.clip, task.tokenizer, settings)
         optimizer = torch.optim.AdamW(model.parameter_groups(self.learning_rate), weight_decay=1e-3)
@@ -216,7 +219,7 @@ class PromptTuning:
             anneal(optimizer, epoch / epochs)
             order = torch.randperm(len(target)).split(self.batch_size)
             batches = (Shown(*self._inputs(examples, rows.numpy()), target[rows]) for rows in order)
-            train_epoch(logits, optimizer, batches, self.contrastive_weight)
+            train_epoch(logits, optimizer, batches, self.contrastive_weight, partial(model.prior, len(target)))
         self.model = model
 
     @torch.inference_mode()
@@ -244,8 +247,8 @@ def all_methods() -> dict[str, Method]:
         ANCHOR: LinearProbe(view="imagenet"),
         "text-informed probe (LP++)": TextInformedProbe(),
         "cache model (Tip-Adapter-F)": CacheModel(),
-        "text context only (CoOp)": PromptTuning(visual_prompts=0),
-        "visual prompts only": PromptTuning(text_context=0),
+        "text context only (CoOp)": PromptTuning(visual_prompts=0, class_offset=False),
+        "visual prompts only": PromptTuning(text_context=0, class_offset=False),
         "focus: none": PromptTuning(),
         "regions laid over in colour": PromptTuning(view="overlay", masks=True),
         "linear probe on the crop": LinearProbe(view="crop", masks=True),

@@ -19,7 +19,9 @@ CLASSES = ("solid mass", "ring_lesion", "cyst")
 
 def settings(**changes) -> PromptSettings:
     values = {"template": "a medical image showing {}", "cut": 4, "focus": "both", "visual_prompts": 4}
-    return PromptSettings(**({"classes": CLASSES, "text_context": 4, "class_context": False} | values | changes))
+    return PromptSettings(
+        **({"classes": CLASSES, "text_context": 4, "class_context": False, "class_offset": True} | values | changes)
+    )
 
 
 @pytest.fixture(scope="module")
