@@ -12,7 +12,7 @@ TARGETS = torch.tensor([0, 1, 1])
 
 @pytest.fixture
 def model(starter_clip, starter_tokenizer) -> PromptedCLIP:
-    settings = PromptSettings(("solid mass", "cyst"), "a {}", 4, "both", 2, 2, False)
+    settings = PromptSettings(("solid mass", "cyst"), "a {}", 4, "both", 2, 2, False, True)
     return PromptedCLIP(starter_clip, starter_tokenizer, settings)
 
 

@@ -81,6 +81,22 @@ def test_a_context_for_each_class_moves_only_its_class(starter_clip, starter_tok
     assert moved[1] > 1e-3 and moved[0] < 1e-6 and moved[2] < 1e-6
 
 
+def test_an_offset_moves_only_its_class_and_costs_less_the_more_rows_there_are(starter_clip, starter_tokenizer) -> None:
+    model = PromptedCLIP(starter_clip, starter_tokenizer, settings())
+    without = PromptedCLIP(starter_clip, starter_tokenizer, settings(class_offset=False))
+    with torch.no_grad():
+        before = model.text_embedding()
+        assert torch.equal(before, without.text_embedding()) and model.prior(10) == 0
+        model.learned["class_offset"][1, :2] = torch.tensor([0.3, -0.4])
+        moved = model.text_embedding()
+    by_hand = before[1].double().clone()
+    by_hand[:2] += torch.tensor([0.3, -0.4])
+    assert torch.allclose(moved[1].double(), by_hand / by_hand.norm(), atol=1e-6)
+    assert torch.allclose(moved[[0, 2]], before[[0, 2]], atol=1e-6)
+    assert model.prior(10).item() == pytest.approx(4 / 10 * 0.25) and model.prior(1000).item() == pytest.approx(0.001)
+    assert without.prior(10).item() == 0
+
+
 def test_only_the_learned_part_has_gradients_and_all_of_it_does(starter_clip, starter_tokenizer) -> None:
     model = PromptedCLIP(starter_clip, starter_tokenizer, settings())
     with torch.no_grad():  # away from zero, where a gate hides what is behind it
