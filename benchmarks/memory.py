@@ -2,7 +2,8 @@
 
 Small images, the starter models with one point; what each process holds for itself is read once a second. That is its
 anonymous memory: pages of the object store count for who has touched them, and their number is bounded by its size.
-Prints the table and exits 1 where the larger archive takes more than it may. Takes about half an hour.
+Prints the table and exits 1 where the driver or an actor takes more of the larger archive than it may; a task is seldom
+caught at its peak, the less the fewer there are, and is shown only. Takes about half an hour.
 """
 
 import argparse
@@ -24,7 +25,8 @@ from tests.faults.injection import Scoring, ended
 # What the peak of a kind of process may be beside that of the smaller archive.
 MOST = 1.15
 SIDE, LABELLED, ROWS_PER_SHARD = 64, 48, 100
-KINDS = ("SegmentActor", "EmbedActor", "read_and_decode", "commit_rows")
+LASTING = ("driver", "SegmentActor", "EmbedActor")
+KINDS = (*LASTING[1:], "read_and_decode", "commit_rows")
 
 
 def peaks(process: Popen[str]) -> Counter[str]:
@@ -80,8 +82,8 @@ def main() -> int:
     for kind in ("driver", *KINDS):
         if small[kind]:
             print(f"| {kind} | {small[kind] >> 20} | {large[kind] >> 20} | {large[kind] / small[kind]:.3f} |")
-    met = all(large[kind] <= MOST * small[kind] for kind in small)
-    print(f"\nat most {MOST}: {'met' if met else 'MISSED'}")
+    met = all(large[kind] <= MOST * small[kind] for kind in LASTING)
+    print(f"\n{', '.join(LASTING)} at most {MOST}: {'met' if met else 'MISSED'}")
     return 0 if met else 1
 
 
