@@ -19,7 +19,6 @@ from pipeline.config import Config, SegmentSection
 from stages.batch import Batch
 from stages.decode import Decode
 from stages.embed import Embed
-from stages.prompt_settings import PromptSettings
 from stages.prompted_clip import PromptedCLIP
 from stages.segment import Segment
 from stages.tower import ImageTower, Remembered
@@ -58,7 +57,7 @@ class Epoch:
 
     def __init__(self) -> None:
         clip = load_clip(CLIP, None)
-        settings = PromptSettings(classes=CLASSES, cut=CUT, **Config().model.model_dump())
+        settings = Config().model.prompts(CLASSES, CUT)
         self.model = PromptedCLIP(clip, load_tokenizer(CLIP), settings)
         self.embed = Embed(ImageTower(clip, CUT), region=settings.uses_region, batch_size=IMAGES)
         options = SegmentSection(batch_size=SEGMENTED).options

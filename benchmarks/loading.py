@@ -9,7 +9,6 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import ray
@@ -22,7 +21,6 @@ from pipeline.config import Config, load_config
 from pipeline.storage import locate
 from pipeline.train import _datasets, _read_labels, assign_folds
 from pipeline.training_loop import _SHUFFLED
-from stages.prompt_settings import PromptSettings
 from starter.phantoms import write_set
 
 IMAGES = 64
@@ -59,10 +57,8 @@ def epoch(config: Config, folder: Path, workers: int) -> tuple[int, float, float
     """Rows, MiB and seconds of the second of two epochs: the first starts processes."""
     prefix = locate(str(folder / "out"), config.storage)
     labels = _read_labels(prefix)
-    folds: Mapping[str, int] = assign_folds(labels, config.train.folds, config.seed)
-    settings = PromptSettings(
-        classes=tuple(sorted(set(labels["label"]))), cut=config.clip.cut, **config.model.model_dump()
-    )
+    folds = assign_folds(labels, config.train.folds, config.seed)
+    settings = config.model.prompts(labels["label"], config.clip.cut)
     parts = _datasets(prefix, settings, folds, kept=False)["training"].streaming_split(workers, equal=True)
     for seed in range(2):
         started = time.monotonic()

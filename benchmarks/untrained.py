@@ -4,14 +4,13 @@ from pipeline import checkpoints
 from pipeline.calibration import Calibration
 from pipeline.config import Config
 from pipeline.models import Foundation, Model
-from stages.prompt_settings import PromptSettings
 from stages.prompted_clip import PromptedCLIP
 from stages.weights import load_clip, load_tokenizer
 
 
 def untrained(config: Config, classes: tuple[str, ...]) -> Model:
     source = checkpoints.resolve_clip(config.clip, config.storage)
-    settings = PromptSettings(classes=classes, cut=config.clip.cut, **config.model.model_dump())
+    settings = config.model.prompts(classes, config.clip.cut)
     clip = load_clip(source.model, source.checkpoint, source.preprocess)
     state = PromptedCLIP(clip, load_tokenizer(source.model), settings).learned_state()
     return Model(settings, state, Foundation.of(config), Calibration(temperature=1.0, accept_at=0.0))

@@ -1,7 +1,7 @@
 """The one configuration tree: typed, every key documented, defaults for a laptop."""
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import UsageError
+from stages.prompt_settings import PromptSettings
 
 Focus = Literal["none", "masked_image", "attention", "both"]
 
@@ -116,6 +117,10 @@ class ModelSection(Section):
     template: str = Field(
         "a medical image showing {}", pattern=r"\{\}", description="sentence whose {} is replaced by the class"
     )
+
+    def prompts(self, classes: Iterable[str], cut: int) -> PromptSettings:
+        """Settings of the learned part for these classes, in alphabetical order, above a cut."""
+        return PromptSettings(classes=tuple(sorted(set(classes))), cut=cut, **self.model_dump())
 
 
 class TrainSection(Section):

@@ -62,9 +62,7 @@ def run(config: Config, features: str, name: str) -> dict[str, Any]:
                 f"train.workers is {config.train.workers}, more than the {fewest} training rows of a fold;"
                 " set it lower or label more images"
             )
-    settings = PromptSettings(
-        classes=tuple(sorted(set(labels["label"]))), cut=config.clip.cut, **config.model.model_dump()
-    )
+    settings = config.model.prompts(labels["label"], config.clip.cut)
     key = settings_key(
         {"foundation": vars(foundation), "model": settings.to_json(), "train": config.train.model_dump()}
         | {"seed": config.seed, "rows": sorted(labels["image_id"])}

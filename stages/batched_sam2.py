@@ -53,10 +53,8 @@ def encode_images(model: "SAM2Base", pixels: torch.Tensor) -> ImageFeatures:
         pixels: uint8 [B, S, S, 1 or 3]; resized on the device as SAM2 does (bilinear, antialiased).
     """
     on_gpu = model.device.type == "cuda"
-    if (
-        on_gpu and pixels.device.type == "cpu"
-    ):  # from pinned memory the copy goes on beside what the device still computes
-        pixels = pixels.pin_memory()
+    if on_gpu and pixels.device.type == "cpu":
+        pixels = pixels.pin_memory()  # so that the copy goes on beside what the device still computes
     images = pixels.to(model.device, non_blocking=on_gpu)
     images = images.permute(0, 3, 1, 2).float().div(255).expand(-1, 3, -1, -1)
     if images.shape[-1] != model.image_size:

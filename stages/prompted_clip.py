@@ -10,7 +10,7 @@ is learned, and nothing else:
 * text context (CoOp, arXiv 2109.01134), as offsets to the embeddings of the template's first words, shared by the
   classes or for each of its own, zero at the start;
 * an offset to each class's embedding (TaskRes, arXiv 2211.10277), zero at the start: where the text tower does not know
-  a class's name, no context makes it the right one. What the fewer labels there are must be the smaller;
+  a class's name, no context makes it the right one. The fewer labels there are, the shorter it is kept (``prior``);
 * the fusion of the whole-image and the region embedding, ``whole + fusion * (region - whole)``, zero at the start.
 
 With every learned part at its initial value the model reproduces open_clip's ``encode_image`` and ``encode_text``.

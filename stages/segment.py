@@ -141,12 +141,13 @@ class Segment:
         """The regions of each image, best first, at most ``regions``; None where numbers are not finite."""
         features = self.encode(torch.from_numpy(np.ascontiguousarray(pixels)))
         kept = self.regions * _KEPT_PER_REGION
-        found: Candidates | None = None
+        parts: list[Candidates] = []
         for proposed in self.propose(features):
-            found = proposed if found is None else Candidates.join([found, proposed])
-            if len(found.score) > kept * len(pixels):
-                found = Candidates.join([found.best(image, kept) for image in range(len(pixels))])
-        assert found is not None  # the grid has at least one point
+            parts.append(proposed.take(~(proposed.score <= 0)))  # one that must be dropped; a NaN must not
+            if sum(len(part.score) for part in parts) > 2 * kept * len(pixels):
+                found = Candidates.join(parts)
+                parts = [found.best(image, kept) for image in range(len(pixels))]
+        found = Candidates.join(parts)
         finite = features.embedding.isfinite().flatten(1).all(1)
         finite[found.images[~found.score.isfinite()]] = False
         return [
@@ -160,7 +161,7 @@ class Segment:
         return encode_images(self.model, pixels)
 
     def propose(self, features: ImageFeatures) -> Iterator[Candidates]:
-        """Ranked candidates of a few clicks at a time, without those that must be dropped.
+        """Ranked candidates of a few clicks at a time; one that must be dropped scores 0.
 
         No candidate scores above its predicted IoU, which is known before its mask is drawn: where that is below what
         counts beside the image's best score so far, no mask is drawn.
@@ -179,7 +180,7 @@ class Segment:
                 images, places = wanted.nonzero(as_tuple=True)
                 proposed = self._draw(features, attended, points, images, order[images, first + places])
                 counts_from.scatter_reduce_(0, proposed.images, self.min_relative_score * proposed.score, "amax")
-                yield proposed.take(~(proposed.score <= 0))
+                yield proposed
 
     def _draw(
         self,

@@ -3,6 +3,8 @@ import pytest
 import torch
 from sam2.sam2_image_predictor import SAM2ImagePredictor
 
+from benchmarks.starter import fit_to
+from benchmarks.starter import iou as iou_of
 from pipeline.config import SegmentSection
 from stages import segment as segment_module
 from stages.batched_sam2 import attend_clicks, draw_masks
@@ -32,7 +34,7 @@ def batch(count: int, size: int = 320) -> dict:
 
 def predictor(model) -> SAM2ImagePredictor:
     made = SAM2ImagePredictor(model)
-    made._bb_feat_sizes = [(80, 80), (40, 40), (20, 20)]  # written down for 1024 pixels only
+    fit_to(made, 320)
     return made
 
 
@@ -65,24 +67,25 @@ def test_decoding_equals_the_package_s_own_predictor(starter_sam2) -> None:
 @pytest.mark.parametrize("relative", [0.0, 0.2])
 def test_the_masks_that_are_not_drawn_change_nothing(starter_sam2, monkeypatch, relative: float) -> None:
     """The same regions as from all masks of all points, chosen in float64 by hand."""
-    drawn = []
+    counts = []
 
     def counted(*given):
-        drawn.append(len(given[3]))
+        counts.append(len(given[3]))
         return draw_masks(*given)
 
     monkeypatch.setattr(segment_module, "draw_masks", counted)
     images = batch(4)["pixels"]
     segment = stage(starter_sam2, points_per_side=8, min_relative_score=relative, prompts_per_pass=16)
     found = segment.find(images)
-    assert sum(drawn) < 4 * 64 / 2 or relative == 0.0
+    assert sum(counts) < 4 * 64 / 2 or relative == 0.0
     logits, iou = by_the_package(starter_sam2, images, segment.points)
     for image, regions in enumerate(found):
         masks = logits[image].flatten(0, 1)
+        drawn = (masks > 0).numpy()
         score = plain_scores(segment, masks, iou[image].flatten())
         wanted: list[int] = []
         for index in np.argsort(-score):
-            overlaps = [overlap(masks[index] > 0, masks[other] > 0) > segment.max_overlap for other in wanted]
+            overlaps = [iou_of(drawn[index], drawn[other]) > segment.max_overlap for other in wanted]
             if score[index] > 0 and score[index] >= relative * score.max() and not any(overlaps):
                 wanted.append(index)
         wanted = wanted[: segment.regions]
@@ -103,7 +106,7 @@ def test_an_encoder_in_bfloat16_finds_the_same_masks(starter_sam2, monkeypatch) 
 
     monkeypatch.setattr(starter_sam2, "forward_image", halved)
     half = [segment._union(regions, (320, 320)) for regions in segment.find(pixels)]
-    assert np.mean([(one & other).sum() / (one | other).sum() for one, other in zip(full, half, strict=True)]) > 0.99
+    assert np.mean([iou_of(one, other) for one, other in zip(full, half, strict=True)]) > 0.99
 
 
 def plain_scores(segment: Segment, logits: torch.Tensor, iou: torch.Tensor) -> np.ndarray:
@@ -114,10 +117,6 @@ def plain_scores(segment: Segment, logits: torch.Tensor, iou: torch.Tensor) -> n
             distance = np.log(area / segment.prior_area) / segment.prior_spread
             scores[index] = predicted * stability * np.exp(-(distance**2) / 2)
     return scores
-
-
-def overlap(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float((one & other).sum() / (one | other).sum())
 
 
 def candidates(logits: torch.Tensor, score: list[float], clicks: torch.Tensor | None = None) -> Candidates:
