@@ -39,9 +39,8 @@ def peaks(process: Popen[str]) -> Counter[str]:
                 title, memory = " ".join(one.cmdline()), one.memory_info()
             except psutil.Error:  # it has just ended
                 continue
-            kind = (
-                "driver" if one.pid == process.pid else next((name for name in ACTORS + TASKS if name in title), None)
-            )
+            own = next((name for name in ACTORS + TASKS if name in title), None)
+            kind = "driver" if one.pid == process.pid else own
             if kind:
                 highest[kind] = max(highest[kind], memory.rss - memory.shared)
         sleep(1)
