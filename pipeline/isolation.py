@@ -37,11 +37,16 @@ class Journal:
         self._in_hand: dict[tuple[str, str], list[int]] = {}
         self._suspects: dict[tuple[str, str], Counter[int]] = {}
 
-    def open(self, shard: str, stage: str) -> dict[int, int]:
-        """A worker begins with a shard: rows that one before it died with, each with the deaths when it was alone."""
+    def open(self, shard: str, stage: str, rows: list[int]) -> dict[int, int]:
+        """A worker begins with a shard: rows that one before it died with, each with the deaths when it was alone.
+
+        Where there are none it has ``rows`` in hand.
+        """
         left = self._in_hand.pop((shard, stage), [])
         suspects = self._suspects.setdefault((shard, stage), Counter())
         suspects.update({row: int(len(left) == 1) for row in left})
+        if not suspects:
+            self.take(shard, stage, rows)
         return dict(suspects)
 
     def take(self, shard: str, stage: str, rows: list[int]) -> None:
@@ -94,10 +99,12 @@ class Isolation:
         except Exception as error:
             return call(give_up(batch, self.stage, error))
         finally:  # which a death does not come to
-            ray.get(self.journal.close.remote(shard, self.stage))
+            self.journal.close.remote(shard, self.stage)  # not waited for: no other worker asks for the shard now
 
     def _by_groups(self, call: Call, batch: Batch, shard: str) -> Batch:
-        suspects = ray.get(self.journal.open.remote(shard, self.stage))
+        at_risk = well(batch)
+        at_once = at_risk[at_risk < GROUP].tolist()
+        suspects = ray.get(self.journal.open.remote(shard, self.stage, at_once))
         for row, deaths in suspects.items():
             if deaths >= _DEATHS:
                 fail(
@@ -110,14 +117,23 @@ class Isolation:
         others = np.setdiff1d(np.arange(len(batch["image_id"])), list(suspects))
         groups = [others[start : start + GROUP] for start in range(0, len(others), GROUP)]
         groups += [np.array([row]) for row in sorted(suspects)]
-        done = [part for rows in groups for part in self._attempt(call, batch, shard, rows)]
+        done = [
+            part
+            for number, rows in enumerate(groups)
+            for part in self._attempt(call, batch, shard, rows, taken=number == 0 and not suspects)
+        ]
         return _join([part for _, part in done], np.concatenate([rows for rows, _ in done]))
 
-    def _attempt(self, call: Call, batch: Batch, shard: str, rows: np.ndarray) -> list[tuple[np.ndarray, Batch]]:
-        """What is made of some rows, in as few parts as it could be made in."""
-        part = writable({name: column[rows] for name, column in batch.items()})
-        if len(well(part)):
-            ray.get(self.journal.take.remote(shard, self.stage, rows.tolist()))
+    def _attempt(
+        self, call: Call, batch: Batch, shard: str, rows: np.ndarray, *, taken: bool = False
+    ) -> list[tuple[np.ndarray, Batch]]:
+        """What is made of some rows, in as few parts as it could be made in; ``taken`` are in hand already."""
+        # Neighbours are viewed, not copied: pixels are large.
+        chosen = slice(rows[0], rows[-1] + 1) if rows[-1] - rows[0] == len(rows) - 1 else rows
+        part = writable({name: column[chosen] for name, column in batch.items()})
+        at_risk = rows[well(part)].tolist()
+        if at_risk and not taken:
+            ray.get(self.journal.take.remote(shard, self.stage, at_risk))
         try:
             return [(rows, call(part))]
         except Exception as error:
@@ -146,7 +162,9 @@ def _is_of_the_moment(error: Exception) -> bool:
 
 def _join(parts: list[Batch], rows: np.ndarray) -> Batch:
     """Parts of a batch as one, in the order of its rows."""
-    order = np.argsort(rows)
+    if len(parts) == 1:
+        return parts[0]
+    order = slice(None) if np.all(np.diff(rows) > 0) else np.argsort(rows)
     return {name: _stack([part[name] for part in parts])[order] for name in parts[0]}
 
 

@@ -64,17 +64,18 @@ def test_access_that_is_gone_ends_the_run(isolation: Isolation) -> None:
 
 def test_the_journal_finds_the_row_that_kills() -> None:
     journal = Journal()
-    assert journal.open("s", "decode") == {}
-    journal.take("s", "decode", [0, 1, 2])
-    assert journal.open("s", "decode") == {0: 0, 1: 0, 2: 0}  # the worker died with three in hand
+    first = ("s", "decode", [0, 1, 2])
+    assert journal.open(*first) == {}
+    assert journal.open(*first) == {0: 0, 1: 0, 2: 0}  # the worker died with three in hand
+    assert journal.open(*first) == {0: 0, 1: 0, 2: 0}  # where there are suspects none is in hand by that
     journal.take("s", "decode", [1])
-    assert journal.open("s", "decode") == {0: 0, 1: 1, 2: 0}
+    assert journal.open(*first) == {0: 0, 1: 1, 2: 0}
     journal.take("s", "decode", [0])
     journal.take("s", "decode", [1])
-    assert journal.open("s", "decode") == {0: 0, 1: 2, 2: 0}
-    assert journal.open("s", "segment") == {} and journal.open("t", "decode") == {}
+    assert journal.open(*first) == {0: 0, 1: 2, 2: 0}
+    assert journal.open("s", "segment", []) == {} and journal.open("t", "decode", []) == {}
     journal.close("s", "decode")
-    assert journal.open("s", "decode") == {}
+    assert journal.open(*first) == {}
 
 
 def test_a_journal_that_dies_begins_anew(ray_session: None) -> None:
