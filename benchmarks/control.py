@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from benchmarks.nothing import NoEmbed, NoSegment
+from benchmarks.nothing import NoModels
 from benchmarks.untrained import untrained
 from pipeline import flow, records, score
 from pipeline.commit import PREDICTIONS, QUARANTINE, part_name
@@ -97,7 +97,7 @@ def resumed(folder: Path) -> Run:
 
 
 def _measured(folder: Path, out: str, after_shard: Callable[[], None]) -> Run:
-    flow.SegmentActor, flow.EmbedActor = NoSegment, NoEmbed  # type: ignore[assignment, misc]
+    flow.ModelActor = NoModels  # type: ignore[assignment, misc]
     commits = []
 
     def noted(_shown: Progress, _rows: int, _quarantined: int) -> None:

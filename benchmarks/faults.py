@@ -93,11 +93,11 @@ def killed_at_random(scoring: Scoring) -> int:
 
 
 def actors_killed(scoring: Scoring) -> int:
-    """Each SAM2 and each CLIP actor, once in the course of the run."""
+    """All actors that hold the models, twice in the course of the run."""
     process, killed = scoring.start(), 0
-    for moment, name in ((SHARDS // 4, "SegmentActor"), (SHARDS // 2, "EmbedActor")):
+    for moment in (SHARDS // 4, SHARDS // 2):
         wait_until(reached(scoring, moment), process)
-        killed += kill_at_work(process, name)
+        killed += kill_at_work(process, "ModelActor")
     ended(process)
     return killed
 
@@ -138,7 +138,7 @@ def main() -> int:
             {
                 "driver killed at half of the shards": killed_halfway,
                 "driver killed at random": killed_at_random,
-                "SAM2's and CLIP's actors killed": actors_killed,
+                "the models' actors killed": actors_killed,
                 f"S3: {FAILING:.0%} of requests fail": storage_fails,
                 "an image that kills its process": row_kills(archive),
             }.items()

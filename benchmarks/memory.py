@@ -2,8 +2,8 @@
 
 Small images, the starter models with one point; what each process holds for itself is read once a second. That is its
 anonymous memory: pages of the object store count for who has touched them, and their number is bounded by its size.
-Prints the table and exits 1 where the driver or an actor takes more of the larger archive than it may; a task is seldom
-caught at its peak, the less the fewer there are, and is shown only. Takes about half an hour.
+Prints the table and exits 1 where the driver or the models' actors take more of the larger archive than they may; a
+task is seldom caught at its peak, the less the fewer there are, and is shown only. Takes about half an hour.
 """
 
 import argparse
@@ -25,8 +25,8 @@ from tests.faults.injection import Scoring, ended
 # What the peak of a kind of process may be beside that of the smaller archive.
 MOST = 1.15
 SIDE, LABELLED, ROWS_PER_SHARD = 64, 48, 100
-ACTORS, TASKS = ("SegmentActor", "EmbedActor"), ("read_and_decode", "commit_rows")
-JUDGED = ("driver", *ACTORS)
+ACTOR, TASKS = "ModelActor", ("read_and_decode", "commit_rows")
+JUDGED = ("driver", ACTOR)
 
 
 def peaks(process: Popen[str]) -> Counter[str]:
@@ -39,7 +39,7 @@ def peaks(process: Popen[str]) -> Counter[str]:
                 title, memory = " ".join(one.cmdline()), one.memory_info()
             except psutil.Error:  # it has just ended
                 continue
-            own = next((name for name in ACTORS + TASKS if name in title), None)
+            own = next((name for name in (ACTOR, *TASKS) if name in title), None)
             kind = "driver" if one.pid == process.pid else own
             if kind:
                 highest[kind] = max(highest[kind], memory.rss - memory.shared)

@@ -1,30 +1,22 @@
-"""Actors without a model, in the places of the real ones."""
+"""An actor without a model, in the place of the real one."""
 
 from typing import Any
 
 import numpy as np
 
+from pipeline.isolation import Isolation
 from stages.batch import Batch
 
 
-class NoSegment:
-    """In place of SAM2's actor: the whole image is the mask."""
+class NoModels:
+    """In place of the actor with both models: the whole image is the mask, and every image is of the first class."""
 
-    def __init__(self, _config: Any, _share: Any, _device: str, isolation: Any):
-        self.isolation = isolation
-
-    def __call__(self, batch: Batch) -> Batch:
-        return self.isolation(_masks, batch)
-
-
-class NoEmbed:
-    """In place of CLIP's actor: every image is of the first class."""
-
-    def __init__(self, _config: Any, _share: Any, _device: str, isolation: Any, prompts: Any):
-        self.isolation, self.classes = isolation, prompts.settings.classes
+    def __init__(self, _config: Any, _share: Any, _device: str, journal: Any, prompts: Any):
+        self.journal, self.classes = journal, prompts.settings.classes
 
     def __call__(self, batch: Batch) -> Batch:
-        return self.isolation(self._classes, batch)
+        segmented = Isolation("segment", self.journal)(_masks, batch)
+        return Isolation("embed", self.journal)(self._classes, segmented)
 
     def _classes(self, batch: Batch) -> Batch:
         count = len(batch["image_id"])

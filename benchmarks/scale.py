@@ -1,9 +1,9 @@
 """``python -m benchmarks.scale COSTS``: hours and price of scoring 1, 10 and 100 million images on a cluster.
 
 Takes what ``python -m benchmarks.stages --costs COSTS`` and ``python -m benchmarks.control`` measured, and the same
-plan of actors that ``score`` would make on such a cluster. The slowest part sets the pace: the actors of SAM2, those of
-CLIP, all CPUs together, the network, the driver. ``--check`` scores phantoms on a local cluster of two nodes and holds
-the time against the prediction; it exits 1 where they are farther apart than a quarter.
+plan of actors that ``score`` would make on such a cluster. The slowest part sets the pace: the GPUs, the CPUs, the
+network, the driver. ``--check`` scores phantoms on a local cluster of two nodes and holds the time against the
+prediction; it exits 1 where they are farther apart than a quarter.
 """
 
 import argparse
@@ -56,7 +56,6 @@ class Prediction:
 def predict(images: int, costs: Costs, cluster: Cluster, rows_per_shard: int) -> Prediction:
     """Time to score so many images."""
     resources = {"CPU": float(cluster.nodes * cluster.cpus), "GPU": float(cluster.nodes * cluster.gpus)}
-    shares = plan(resources)
     on_cpus = sum(costs.cpu.values())
     bytes_moved = costs.image_bytes + costs.row_bytes + sum(costs.stored.values())  # as if no two stages shared a node
     rates = {
@@ -68,12 +67,10 @@ def predict(images: int, costs: Costs, cluster: Cluster, rows_per_shard: int) ->
         on_cpus = costs.cpu["decode"] + costs.cpu["commit"]
         together = cluster.gpu_seconds
     else:
-        rates["SAM2's actors"] = shares.segment.actors * shares.segment.threads / costs.cpu["segment"]
-        rates["CLIP's actors"] = shares.embed.actors * shares.embed.threads / costs.cpu["embed"]
-        together = costs.cpu["segment"] / shares.segment.threads
+        together = costs.cpu["segment"] + costs.cpu["embed"]
     rates["CPUs"] = resources["CPU"] / on_cpus
     shards = -(-images // rows_per_shard)
-    plans = -(-shards // (_SHARDS_PER_ACTOR * shares.segment.actors))
+    plans = -(-shards // (_SHARDS_PER_ACTOR * plan(resources).models.processes))
     # A plan of Ray Data loads the models, and at its end its last shards are alone.
     once = plans * (costs.start + rows_per_shard * together)
     return Prediction(rates, once + images / min(rates.values()))

@@ -1,7 +1,7 @@
 """``python -m benchmarks.stages``: what each stage of ``score`` costs, and what passes between them.
 
 One run over packed phantoms, with the stages' own calls timed where they run: CPU seconds an image, the share of the
-run that the models' actors wait, and the bytes of the batches that go from stage to stage through the object store.
+time that the models' actors wait, and the bytes of the batches that go through the object store.
 Prints the table; ``--costs FILE`` keeps what ``python -m benchmarks.scale`` reads.
 """
 
@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from benchmarks.throughput.work import Work, prepare
 from cluster.connect import connected
 from cluster.resources import plan
 from pipeline import flow
-from pipeline.actors import EmbedActor, SegmentActor
+from pipeline.actors import ModelActor
 from pipeline.commit import PREDICTIONS, Output
 from pipeline.logs import progress
 from pipeline.manifest import read_manifest
@@ -60,14 +61,16 @@ def held(column: Any) -> int:
     return int(column.nbytes) if column.dtype != object else sum(len(value) for value in column)
 
 
-class TimedSegment(SegmentActor):
-    def __call__(self, batch: Batch) -> Batch:
-        return timed("segment", super().__call__, batch)
+class TimedModels(ModelActor):
+    def __init__(self, *given: Any):
+        super().__init__(*given)
+        self.segment = partial(timed, "segment", self.segment)  # type: ignore[assignment]
 
-
-class TimedEmbed(EmbedActor):
     def __call__(self, batch: Batch) -> Batch:
-        return timed("embed", super().__call__, batch)
+        return timed("models", super().__call__, batch)
+
+    def _embed(self, batch: Batch) -> Batch:
+        return timed("embed", super()._embed, batch)
 
 
 def timed_decode(batch: Batch, **given: Any) -> Batch:
@@ -83,9 +86,9 @@ class Costs:
     """What ``score`` costs: CPU seconds and bytes an image for each stage, seconds for what comes once."""
 
     cpu: dict[str, float]  # seconds an image; commit and decode have what a shard costs in it
-    stored: dict[str, float]  # bytes an image that come into a stage through the object store
-    waiting: dict[str, float]  # share of the time between a model's first and last call that it had none
-    start: float  # seconds before the first call of a model
+    stored: dict[str, float]  # bytes an image through the object store, to the models and to the commit
+    waiting: float  # share of the time from the actors' first call to their last that they had none
+    start: float  # seconds before the first call of an actor
     image_bytes: float  # of a shard, an image
     row_bytes: float  # of the predictions, an image
     rows_per_shard: float
@@ -96,7 +99,7 @@ def measure(work: Work) -> Costs:
     calls = work.folder / "calls"
     calls.mkdir()
     os.environ[FOLDER] = str(calls)
-    flow.SegmentActor, flow.EmbedActor = TimedSegment, TimedEmbed  # type: ignore[misc]
+    flow.ModelActor = TimedModels  # type: ignore[assignment, misc]
     flow.read_and_decode, flow.commit_rows = timed_decode, timed_commit  # type: ignore[assignment]
     config, model = work.config, load_model(work.model)
     source, out = (locate(str(place), config.storage) for place in (work.shards, work.folder / "out"))
@@ -116,16 +119,16 @@ def _read(calls: Path) -> Iterator[dict[str, Any]]:
 
 def summed(calls: pd.DataFrame, began: float, work: Work) -> Costs:
     calls["ended"] = calls.began + calls.seconds
-    by_stage = calls.groupby("stage")
-    images = int(calls.rows[calls.stage == "segment"].sum())
-    span = by_stage.ended.max() - by_stage.began.min()
+    by_stage, models = calls.groupby("stage"), calls[calls.stage == "models"]
+    images = int(models.rows.sum())
+    span = (models.ended.max() - models.began.min()) * models.process.nunique()
     folders = {"in": work.shards, "out": work.folder / "out" / PREDICTIONS}
     sizes = {name: sum(file.stat().st_size for file in folder.glob("*.parquet")) for name, folder in folders.items()}
     return Costs(
         cpu={stage: by_stage.cpu.sum()[stage] / images for stage in STAGES},
-        stored={stage: by_stage.bytes.sum()[stage] / images for stage in STAGES[1:]},
-        waiting={stage: 1 - by_stage.seconds.sum()[stage] / span[stage] for stage in ("segment", "embed")},
-        start=calls.began[calls.stage == "segment"].min() - began,
+        stored={stage: by_stage.bytes.sum()[stage] / images for stage in ("models", "commit")},
+        waiting=1 - models.seconds.sum() / span,
+        start=models.began.min() - began,
         image_bytes=sizes["in"] / images,
         row_bytes=sizes["out"] / images,
         rows_per_shard=images / by_stage.size()["commit"],
@@ -139,13 +142,12 @@ def main() -> int:
     call = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         costs = measure(prepare(Path(name) / "archive", call.images, []))
-    print("| stage | CPU ms an image | KiB an image into it | its actor waits |\n|---|---|---|---|")
+    print("| stage | CPU ms an image |\n|---|---|")
     for stage in STAGES:
-        stored = f"{costs.stored[stage] / 1024:.1f}" if stage in costs.stored else "-"
-        waiting = f"{costs.waiting[stage]:.2f}" if stage in costs.waiting else "-"
-        print(f"| {stage} | {1000 * costs.cpu[stage]:.2f} | {stored} | {waiting} |")
-    total = sum(costs.stored.values()) / 1024
-    print(f"\n{total:.1f} KiB an image through the object store; {costs.start:.1f} s until a model's first batch")
+        print(f"| {stage} | {1000 * costs.cpu[stage]:.2f} |")
+    to_models, to_commit = (costs.stored[stage] / 1024 for stage in ("models", "commit"))
+    print(f"\nthrough the object store, an image: {to_models:.1f} KiB to the models, {to_commit:.1f} KiB to the commit")
+    print(f"the models' actors wait {costs.waiting:.1%} of the time; their first batch came after {costs.start:.1f} s")
     if call.costs:
         call.costs.write_text(json.dumps(asdict(costs), indent=2) + "\n")
     return 0

@@ -13,6 +13,9 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+# A worker that decodes or writes is idle while the models work, longer than the second after which Ray would end it;
+# the next one takes two to begin.
+os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
 
 import ray
 from ray.data import DataContext

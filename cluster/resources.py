@@ -4,15 +4,16 @@ Pool sizes are pinned from what the cluster has when a run starts; pools that sc
 at one GPU actor or to starve the stages behind them.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Share:
-    """What a stage takes: ``actors`` processes (0: tasks, as many as fit), each with these CPUs, GPUs and threads."""
+    """What a stage takes: so many processes at once (0: as many as fit), each with these CPUs, GPUs and threads."""
 
-    actors: int
+    processes: int
     cpus: float
     gpus: float
     threads: int
@@ -23,22 +24,22 @@ class Plan:
     """Shares of the stages that stream an archive."""
 
     decode: Share
-    segment: Share
-    embed: Share
+    models: Share
     commit: Share
 
     @property
     def device(self) -> str:
         """Where the models of the actors run."""
-        return "cuda" if self.segment.gpus else "cpu"
+        return "cuda" if self.models.gpus else "cpu"
 
 
 def plan(resources: Mapping[str, float]) -> Plan:
     """The plan for a cluster.
 
-    With GPUs, each holds one SAM2 actor (nearly all of the cost) and one CLIP actor, and the CPUs decode. Without,
-    about three quarters of the CPUs go to SAM2, a thread each; on fewer than four CPUs one SAM2 actor uses all of
-    them, and decoding and CLIP run in what it leaves idle.
+    An actor holds SAM2 (nearly all of the cost) and CLIP. With GPUs, each is shared by two actors: while one chooses
+    regions on its CPU the other computes; the CPUs left decode. Without, each CPU has an actor of one thread: more
+    threads in one actor wait for each other, and for the threads of the others. Together they take half of the CPUs,
+    which decode and write in what the actors leave idle; and should a node go, its actors find room on others.
 
     Args:
         resources: as ``ray.cluster_resources()`` gives them; ``CPU`` and ``GPU`` are read.
@@ -53,17 +54,16 @@ def plan(resources: Mapping[str, float]) -> Plan:
         # Half a CPU an actor keeps one GPU fed from as little as two CPUs; the rest decodes.
         return Plan(
             decode=Share(0, min(1.0, cpus / 4), 0, 1),
-            segment=Share(gpus, min(0.5, cpus / (8 * gpus)), 0.7, 1),
-            embed=Share(gpus, min(0.5, cpus / (8 * gpus)), 0.3, 1),
+            models=Share(2 * gpus, min(0.5, cpus / (8 * gpus)), 0.5, 1),
             commit=Share(0, min(0.25, cpus / 8), 0, 1),
         )
     small = min(1.0, cpus / 2)  # a machine of one CPU gives each stage half of the shares of two
-    segment_actors = max(1, int(cpus * 0.75)) if cpus >= 4 else 1
     return Plan(
-        decode=Share(0, 0.5 * small, 0, 1),
-        segment=Share(segment_actors, 1.0 * small, 0, 1 if cpus >= 4 else int(cpus)),
-        embed=Share(max(1, int(cpus / 8)), 0.25 * small, 0, 1),
-        commit=Share(0, 0.2 * small, 0, 1),
+        # No more than it takes to keep up: each process is a worker more that competes with the actors. And another
+        # share of a CPU than theirs: Ray Data would join what takes the same, and decode in the actors.
+        decode=Share(math.ceil(cpus / 4), 0.25 * small, 0, 1),
+        models=Share(int(cpus), 0.5 * small, 0, 1),
+        commit=Share(math.ceil(cpus / 8), 0.2 * small, 0, 1),
     )
 
 

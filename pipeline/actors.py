@@ -1,6 +1,7 @@
-"""The stages that hold a model, as actors of Ray Data."""
+"""The stages that hold a model, as an actor of Ray Data."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,6 +15,10 @@ from stages.prompt_settings import PromptSettings
 from stages.segment import Segment
 from stages.weights import load_clip, load_sam2, load_tokenizer
 
+if TYPE_CHECKING:
+    from stages.classify import Classify
+    from stages.embed import Embed
+
 
 @dataclass(frozen=True)
 class Prompts:
@@ -24,47 +29,49 @@ class Prompts:
     calibration: Calibration
 
 
-class SegmentActor:
-    """SAM2 in an actor."""
+class ModelActor:
+    """SAM2 and CLIP in one actor: shards come in decoded, and go out labelled, or with features of their rows.
 
-    def __init__(self, config: Config, share: Share, device: str, isolation: Isolation):
+    Neither pixels nor tokens travel between the two models.
+    """
+
+    def __init__(self, config: Config, share: Share, device: str, journal: Any, prompts: Prompts | None):
         torch.set_num_threads(share.threads)
-        source = checkpoints.resolve_sam2(config.segment, config.storage)
-        sam2 = load_sam2(source.model, source.checkpoint, device=device)
-        self.stage = Segment(sam2, **config.segment.options)
-        self.isolation = isolation
+        self.segment = load_segment(config, device)
+        self.embed, self.classify = load_embed(config, device, prompts)
+        self.journal = journal
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return self.isolation(self.stage, batch)
+        segmented = Isolation("segment", self.journal)(self.segment, batch)
+        return Isolation("embed", self.journal)(self._embed, segmented)
 
-
-class EmbedActor:
-    """CLIP in an actor; with prompts it classifies too, so that tokens never leave it."""
-
-    def __init__(self, config: Config, share: Share, device: str, isolation: Isolation, prompts: Prompts | None):
-        # Here, not above: open_clip takes seconds to import, and the SAM2 actor does without.
-        from stages.classify import Classify
-        from stages.embed import Embed
-        from stages.prompted_clip import PromptedCLIP
-        from stages.tower import ImageTower
-
-        torch.set_num_threads(share.threads)
-        source = checkpoints.resolve_clip(config.clip, config.storage)
-        clip = load_clip(source.model, source.checkpoint, source.preprocess, device=device)
-        region = config.model.focus in ("masked_image", "both")
-        views = config.clip.views if prompts is None else 1
-        tower = ImageTower(clip, config.clip.cut)
-        self.embed = Embed(tower, region=region, batch_size=config.clip.batch_size, views=views)
-        self.isolation = isolation
-        self.classify = None
-        if prompts is not None:
-            model = PromptedCLIP(clip, load_tokenizer(source.model), prompts.settings).to(device)
-            model.load_learned({name: torch.tensor(value) for name, value in prompts.state.items()})
-            self.classify = Classify(model, **vars(prompts.calibration), batch_size=config.clip.batch_size)
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return self.isolation(self._stages, batch)
-
-    def _stages(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _embed(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         embedded = self.embed(batch)
         return self.classify(embedded) if self.classify else embedded
+
+
+def load_segment(config: Config, device: str) -> Segment:
+    """The region finder with its SAM2."""
+    source = checkpoints.resolve_sam2(config.segment, config.storage)
+    return Segment(load_sam2(source.model, source.checkpoint, device=device), **config.segment.options)
+
+
+def load_embed(config: Config, device: str, prompts: Prompts | None) -> "tuple[Embed, Classify | None]":
+    """CLIP below the cut, and with prompts what classifies by it."""
+    # Here, not above: open_clip takes seconds to import, and the driver does without.
+    from stages.classify import Classify
+    from stages.embed import Embed
+    from stages.prompted_clip import PromptedCLIP
+    from stages.tower import ImageTower
+
+    source = checkpoints.resolve_clip(config.clip, config.storage)
+    clip = load_clip(source.model, source.checkpoint, source.preprocess, device=device)
+    region = config.model.focus in ("masked_image", "both")
+    views = config.clip.views if prompts is None else 1
+    tower = ImageTower(clip, config.clip.cut)
+    embed = Embed(tower, region=region, batch_size=config.clip.batch_size, views=views)
+    if prompts is None:
+        return embed, None
+    model = PromptedCLIP(clip, load_tokenizer(source.model), prompts.settings).to(device)
+    model.load_learned({name: torch.tensor(value) for name, value in prompts.state.items()})
+    return embed, Classify(model, **vars(prompts.calibration), batch_size=config.clip.batch_size)

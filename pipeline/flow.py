@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import ray
-from ray.data import ActorPoolStrategy
+from ray.data import ActorPoolStrategy, TaskPoolStrategy
 from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, WorkerCrashedError
 
 from cluster.resources import Plan, Share
 from pipeline import checkpoints
-from pipeline.actors import EmbedActor, Prompts, SegmentActor
+from pipeline.actors import ModelActor, Prompts
 from pipeline.commit import Output
 from pipeline.config import Config
 from pipeline.errors import MedFocusError
@@ -32,9 +32,9 @@ from stages.weights import sam2_image_size
 
 # How often a shard is tried, and the seconds before the first new try; each later one waits twice as long.
 _TRIES, _PAUSE = 4, 2.0
-# Shards in one plan of Ray Data, for each actor of SAM2. Before a plan begins it makes a block of each, at a
-# millisecond and 6 KiB in the driver; when it ends its models are loaded anew.
-_SHARDS_PER_ACTOR = 1000
+# Shards in one plan of Ray Data, for each actor. Before a plan begins it makes a block of each, at a millisecond and
+# 6 KiB in the driver; when it ends its models are loaded anew.
+_SHARDS_PER_ACTOR = 500
 # What Ray raises where a process, a node or an object is gone and its own new tries were in vain.
 _GONE = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError, OutOfMemoryError)
 
@@ -113,7 +113,7 @@ def _pass(todo: Sequence[ShardEntry], work: Work, plan: Plan, shown: Progress, d
 
 def _plans(todo: Sequence[ShardEntry], work: Work, plan: Plan) -> Iterator[dict[str, Any]]:
     """The summaries of all shards, from one plan of Ray Data after the other."""
-    size = _SHARDS_PER_ACTOR * plan.segment.actors
+    size = _SHARDS_PER_ACTOR * plan.models.processes
     for start in range(0, len(todo), size):
         yield from _stream(todo[start : start + size], work, plan)
 
@@ -131,23 +131,21 @@ def _stream(shards: Sequence[ShardEntry], work: Work, plan: Plan) -> Iterator[di
         "labelled_only": work.prompts is None,
         "isolation": Isolation("decode", journal),
     }
-    segmenting = (config, plan.segment, plan.device, Isolation("segment", journal))
-    embedding = (config, plan.embed, plan.device, Isolation("embed", journal), work.prompts)
+    writing = {"output": work.output, "version": work.version}
+    loading = (config, plan.models, plan.device, journal, work.prompts)
     dataset = (
         ray.data.from_items(items, override_num_blocks=len(items))
-        .map_batches(read_and_decode, batch_size=1, fn_kwargs=reading, num_cpus=plan.decode.cpus)
-        .map_batches(SegmentActor, batch_size=None, fn_constructor_args=segmenting, **_pool(plan.segment))
-        .map_batches(EmbedActor, batch_size=None, fn_constructor_args=embedding, **_pool(plan.embed))
-        .map_batches(
-            commit_rows,
-            batch_size=None,
-            fn_kwargs={"output": work.output, "version": work.version},
-            num_cpus=plan.commit.cpus,
-        )
+        .map_batches(read_and_decode, batch_size=1, fn_kwargs=reading, **_tasks(plan.decode))
+        .map_batches(ModelActor, batch_size=None, fn_constructor_args=loading, **_actors(plan.models, len(items)))
+        .map_batches(commit_rows, batch_size=None, fn_kwargs=writing, **_tasks(plan.commit))
     )
     yield from dataset.iter_rows()
 
 
-def _pool(share: Share) -> dict[str, Any]:
-    pool = ActorPoolStrategy(size=share.actors, max_tasks_in_flight_per_actor=2)
+def _tasks(share: Share) -> dict[str, Any]:
+    return {"compute": TaskPoolStrategy(size=share.processes or None), "num_cpus": share.cpus}
+
+
+def _actors(share: Share, shards: int) -> dict[str, Any]:
+    pool = ActorPoolStrategy(size=min(share.processes, shards), max_tasks_in_flight_per_actor=2)
     return {"compute": pool, "num_cpus": share.cpus, "num_gpus": share.gpus}

@@ -175,7 +175,7 @@ def _fit(
         datasets=_datasets(prefix, settings, folds, kept),
         dataset_config=DataConfig(datasets_to_split=[] if kept else ["training"]),
         scaling_config=ScalingConfig(
-            num_workers=share.actors,
+            num_workers=share.processes,
             use_gpu=share.gpus > 0,
             resources_per_worker={"CPU": share.cpus} | ({"GPU": share.gpus} if share.gpus else {}),
         ),

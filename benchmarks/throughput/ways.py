@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import chain
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,43 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks.starter import automatic_generator, best_union, fit_to
-from benchmarks.throughput.work import ROWS_PER_SHARD, Stages, Work
+from benchmarks.throughput.work import ROWS_PER_SHARD, Stages, Work, actors
 from stages.batch import Batch
 from stages.batched_sam2 import ImageFeatures
 from stages.masks import bounding_box, encode_mask, main_piece
 from stages.segment import Candidates, Segment
 
+# Columns that every way gives.
+KEPT = ("image_id", "mask_counts", "height", "width", "label")
+
 
 def ceiling(work: Work, count: int) -> Iterator[Batch]:
-    """The models alone: images decoded before the clock starts, no Ray, nothing written."""
+    """The models alone, in as many processes as ``score`` has for them, each with the same number of shards.
+
+    Images are decoded before the clock starts; no Ray, nothing is written.
+    """
+    processes = actors()
+    context, each = get_context("spawn"), len(work.files(count)) // processes
+    together, answers = context.Barrier(processes), context.Queue()
+    for part in range(processes):
+        given = (str(work.folder), range(part * each, (part + 1) * each), together, answers)
+        context.Process(target=_models_alone, args=given, daemon=True).start()
+    for _ in range(processes * each):
+        yield answers.get(timeout=600)
+
+
+def _models_alone(folder: str, shards: range, together: Any, answers: Any) -> None:
+    torch.set_num_threads(1)
+    work = Work(Path(folder))
     stages = Stages(work)
-    decoded = [stages.decode(batch) for batch in work.batches(count)]
-    yield stages.models(decoded[0])
-    yield from map(stages.models, decoded)
+    batches = list(work.batches(shards.stop * ROWS_PER_SHARD))[shards.start :]
+    decoded = [stages.decode(batch) for batch in batches]
+    stages.models({name: column[:1] for name, column in decoded[0].items()})
+    together.wait(timeout=600)
+    for batch in decoded:
+        begun = np.full(len(batch["image_id"]), time.time())
+        done = stages.models(batch)
+        answers.put({name: done[name] for name in KEPT} | {"begun": begun})
 
 
 def loop_with_generator(work: Work, count: int) -> Iterator[Batch]:
@@ -178,8 +203,7 @@ def main() -> int:
     for batch in made:
         rows.append(batch)
         moments.append(time.time())
-    names = ("image_id", "mask_counts", "height", "width", "label")
-    columns = {name: list(chain(*(batch[name].tolist() for batch in rows))) for name in names}
+    columns = {name: list(chain(*(batch[name].tolist() for batch in rows))) for name in KEPT}
     pq.write_table(pa.table(columns), folder / f"{way}.parquet")
     images = len(columns["image_id"])
     if "begun" in rows[0]:

@@ -1,6 +1,7 @@
 """What every way is given: the same shards, weights and model; and the stages that these make."""
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,10 @@ import torch
 
 from benchmarks.untrained import untrained
 from cluster.connect import connected
-from cluster.resources import Share
+from cluster.resources import plan
 from pipeline import pack
-from pipeline.actors import EmbedActor, SegmentActor
+from pipeline.actors import load_embed, load_segment
 from pipeline.config import Config, load_config
-from pipeline.isolation import Isolation
 from pipeline.models import load_model
 from stages.batch import Batch
 from stages.decode import Decode
@@ -71,17 +71,19 @@ def prepare(folder: Path, count: int, settings: list[str]) -> Work:
     return work
 
 
+def actors() -> int:
+    """Processes that ``score`` has for the models on this machine."""
+    return plan({"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}).models.processes
+
+
 class Stages:
     """The project's stages with their models, as its actors load them, on all of this process's threads."""
 
     def __init__(self, work: Work):
         config, model = work.config, load_model(work.model)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        share = Share(actors=1, cpus=1, gpus=0, threads=torch.get_num_threads())
-        apart = Isolation("benchmark", journal=None)  # the stages are called by themselves
-        self.segment = SegmentActor(config, share, device, apart).stage
-        embedding = EmbedActor(config, share, device, apart, model.prompts(None))
-        self.embed, self.classify = embedding.embed, embedding.classify
+        self.segment = load_segment(config, device)
+        self.embed, self.classify = load_embed(config, device, model.prompts(None))
         self.decode = Decode(size=self.segment.size, max_pixels=config.decode.max_pixels)
 
     def models(self, decoded: Batch) -> Batch:

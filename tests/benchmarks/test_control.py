@@ -3,14 +3,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks.control import UNFINISHED, prepare, settings
-from benchmarks.nothing import NoEmbed, NoSegment
+from benchmarks.nothing import NoModels
 from pipeline import flow, score
 
 
 def test_a_run_goes_on_in_several_plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_session: None) -> None:
     """The benchmark's own archive, small: one shard in a hundred is left, two of them in a plan of Ray Data."""
-    monkeypatch.setattr(flow, "SegmentActor", NoSegment)
-    monkeypatch.setattr(flow, "EmbedActor", NoEmbed)
+    monkeypatch.setattr(flow, "ModelActor", NoModels)
     monkeypatch.setattr(flow, "_SHARDS_PER_ACTOR", 2)
     prepare(tmp_path, 5 * UNFINISHED)
     result = score.run(settings(tmp_path), *(str(tmp_path / name) for name in ("shards", "finished", "model")))

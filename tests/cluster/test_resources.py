@@ -11,17 +11,21 @@ from cluster.resources import plan, training_share
 @given(cpus=st.integers(1, 512), gpus=st.integers(0, 64))
 def test_a_plan_fits_its_cluster_and_leaves_room_to_decode(cpus: int, gpus: int) -> None:
     made = plan({"CPU": cpus, "GPU": gpus})
-    actors = made.segment.actors * made.segment.cpus + made.embed.actors * made.embed.cpus
+    actors = made.models.processes * made.models.cpus
     assert actors + made.decode.cpus + made.commit.cpus <= cpus + 1e-9
-    assert made.segment.actors * made.segment.gpus + made.embed.actors * made.embed.gpus <= gpus + 1e-9
-    assert made.segment.actors >= 1 and made.embed.actors >= 1
+    assert made.models.processes * made.models.gpus <= gpus + 1e-9
+    assert made.models.processes >= max(1, gpus)
     assert made.device == ("cuda" if gpus else "cpu")
 
 
 def test_gpus_are_taken_with_no_change_of_call() -> None:
     made = plan({"CPU": 64.0, "GPU": 4.0})
-    assert (made.segment.actors, made.embed.actors) == (4, 4)
-    assert made.segment.gpus + made.embed.gpus == pytest.approx(1)
+    assert (made.models.processes, made.models.gpus, made.device) == (8, 0.5, "cuda")
+
+
+def test_without_gpus_each_cpu_has_its_model() -> None:
+    made = plan({"CPU": 16.0})
+    assert (made.models.processes, made.models.threads) == (16, 1)
 
 
 def test_a_cluster_without_cpus_is_refused() -> None:
@@ -32,7 +36,7 @@ def test_a_cluster_without_cpus_is_refused() -> None:
 @given(cpus=st.integers(1, 256), workers=st.integers(1, 32))
 def test_training_leaves_half_of_the_cpus_to_the_data(cpus: int, workers: int) -> None:
     share = training_share({"CPU": cpus}, workers)
-    assert share.actors * share.cpus <= cpus / 2 + 1e-9
+    assert share.processes * share.cpus <= cpus / 2 + 1e-9
     assert share.threads >= 1 and share.gpus == 0
 
 

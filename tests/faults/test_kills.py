@@ -37,7 +37,7 @@ def test_the_driver_is_killed_ten_times(archive: SimpleNamespace, undisturbed: d
 
 def test_actors_are_killed(archive: SimpleNamespace, undisturbed: dict, scoring: Scoring) -> None:
     process = scoring.start()
-    assert all(kill_at_work(process, name) for name in ("SegmentActor", "EmbedActor"))
+    assert kill_at_work(process, "ModelActor")
     assert ended(process)["scored"] == len(archive.images)
     assert account(scoring, archive.images, undisturbed) == ALL_WELL
 
