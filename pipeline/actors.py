@@ -53,7 +53,8 @@ class ModelActor:
 def load_segment(config: Config, device: str) -> Segment:
     """The region finder with its SAM2."""
     source = checkpoints.resolve_sam2(config.segment, config.storage)
-    return Segment(load_sam2(source.model, source.checkpoint, device=device), **config.segment.options)
+    sam2 = load_sam2(source.model, source.checkpoint, image_size=config.segment.image_size, device=device)
+    return Segment(sam2, **config.segment.options)
 
 
 def load_embed(config: Config, device: str, prompts: Prompts | None) -> "tuple[Embed, Classify | None]":

@@ -17,7 +17,7 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from pipeline.config import ClipSection, SegmentSection, StorageSection
 from pipeline.errors import UsageError
 from pipeline.storage import locate
-from stages.weights import WeightsError, check_sha256, file_sha256, sam2_hub_file
+from stages.weights import WeightsError, check_sha256, file_sha256, sam2_hub_file, sam2_image_size
 
 STARTER = "starter"
 
@@ -61,6 +61,11 @@ def resolve_sam2(section: SegmentSection, storage: StorageSection) -> Source:
     else:
         checkpoint = _existing(Path(model) / "model.safetensors")
     return _checked(model, checkpoint, section.sha256)
+
+
+def image_size(section: SegmentSection, storage: StorageSection) -> int:
+    """Side in pixels of the square images that SAM2 is given: the configured one, else its own."""
+    return section.image_size or sam2_image_size(resolve_sam2(section, storage).model)
 
 
 def resolve_clip(section: ClipSection, storage: StorageSection) -> Source:

@@ -60,6 +60,12 @@ class SegmentSection(Section):
         None, description="local path, s3:// URI or hub name; empty means the weights that belong to the model"
     )
     sha256: str | None = Field(None, pattern="^[0-9a-fA-F]{64}$", description="expected SHA-256 of the weights file")
+    image_size: int | None = Field(
+        None,
+        ge=64,
+        multiple_of=32,
+        description="side in pixels of the images SAM2 is given; empty means the model's own",
+    )
     points_per_side: int = Field(10, ge=1, le=64, description="points of the prompt grid along each side")
     regions: int = Field(16, ge=1, le=64, description="best candidate masks whose union is the focus mask")
     min_area: float = Field(0.0005, ge=0, lt=1, description="smallest share of the image a region may cover")
@@ -80,7 +86,7 @@ class SegmentSection(Section):
     @property
     def options(self) -> dict[str, Any]:
         """What ``stages.segment.Segment`` takes beside its model."""
-        return self.model_dump(exclude={"model", "weights", "sha256"})
+        return self.model_dump(exclude={"model", "weights", "sha256", "image_size"})
 
     @model_validator(mode="after")
     def _areas_in_order(self) -> "SegmentSection":

@@ -28,7 +28,6 @@ from pipeline.manifest import ShardEntry
 from pipeline.reading import read_and_decode
 from pipeline.storage import Location
 from pipeline.writing import Version, commit_rows
-from stages.weights import sam2_image_size
 
 # How often a shard is tried, and the seconds before the first new try; each later one waits twice as long.
 _TRIES, _PAUSE = 4, 2.0
@@ -121,8 +120,8 @@ def _plans(todo: Sequence[ShardEntry], work: Work, plan: Plan) -> Iterator[dict[
 def _stream(shards: Sequence[ShardEntry], work: Work, plan: Plan) -> Iterator[dict[str, Any]]:
     """Run the shards through the stages; yields what ``commit_rows`` says of each, in the order they end."""
     config = work.config
-    sam2 = checkpoints.resolve_sam2(config.segment, config.storage)
-    decode = {"size": sam2_image_size(sam2.model), "max_pixels": config.decode.max_pixels}
+    side = checkpoints.image_size(config.segment, config.storage)
+    decode = {"size": side, "max_pixels": config.decode.max_pixels}
     items = [asdict(shard) for shard in shards]
     journal = open_journal()
     reading = {

@@ -114,13 +114,20 @@ def sam2_image_size(model: str | Path) -> int:
 
 
 def load_sam2(
-    model: str | Path, checkpoint: Path | None, *, device: str | torch.device = "cpu", seed: int = 0
+    model: str | Path,
+    checkpoint: Path | None,
+    *,
+    image_size: int | None = None,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
 ) -> "SAM2Base":
     """A SAM2 image model in evaluation mode.
 
     Args:
         model: a hub name of the sam2 package (``facebook/sam2.1-hiera-tiny``), or a folder with ``sam2.json``.
         checkpoint: weights file; None builds the model with random weights drawn from ``seed``.
+        image_size: side in pixels of the images it is to take, a multiple of 32; None leaves the model's own. Its
+            position embeddings are interpolated by the sam2 package.
         device: where the model is put.
         seed: for the random weights only.
 
@@ -130,6 +137,8 @@ def load_sam2(
     from sam2.build_sam import build_sam2
 
     config, overrides = _sam2_architecture(model)
+    if image_size is not None:
+        overrides = [*overrides, f"++model.image_size={image_size}"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build_sam2(config, None, device="cpu", hydra_overrides_extra=overrides)

@@ -22,7 +22,7 @@ from stages.decode import Decode
 from stages.embed import Embed
 from stages.masks import bounding_box, cover, decode_mask, encode_mask, main_piece, square_about
 from stages.tower import ImageTower
-from stages.weights import load_clip, load_tokenizer, sam2_image_size
+from stages.weights import load_clip, load_tokenizer
 
 # Of neither training, demo nor the starter's own benchmark.
 SEED = 3_000_000
@@ -56,7 +56,7 @@ class Backbone:
     def of(cls, config: Config) -> "Backbone":
         source = checkpoints.resolve_clip(config.clip, config.storage)
         clip = load_clip(source.model, source.checkpoint, source.preprocess)
-        decoded = sam2_image_size(checkpoints.resolve_sam2(config.segment, config.storage).model)
+        decoded = checkpoints.image_size(config.segment, config.storage)
         return cls(clip, load_tokenizer(source.model), ImageTower(clip, config.clip.cut).eval(), decoded)
 
 

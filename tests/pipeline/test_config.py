@@ -42,7 +42,8 @@ def values_of(field: FieldInfo) -> st.SearchStrategy:
     if kind is bool:
         return st.booleans()
     if kind is int:
-        return st.integers(bounds.get("ge", -(10**6)), bounds.get("le", 10**6))
+        step = next((bound.multiple_of for bound in field.metadata if hasattr(bound, "multiple_of")), 1)
+        return st.integers(-(-bounds.get("ge", -(10**6)) // step), bounds.get("le", 10**6) // step).map(step.__mul__)
     if kind is float:
         low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
         return st.floats(low, high if high is not None else 1e6, exclude_min="gt" in bounds, exclude_max="lt" in bounds)

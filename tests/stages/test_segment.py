@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,10 @@ from stages import segment as segment_module
 from stages.batched_sam2 import attend_clicks, draw_masks
 from stages.masks import bounding_box, decode_mask
 from stages.segment import Candidates, Segment, point_grid, spread
+from stages.weights import load_sam2
 from starter.phantoms import draw
+
+STARTER = Path(__file__).parents[2] / "starter" / "sam2"
 
 
 def stage(model, **settings) -> Segment:
@@ -34,7 +39,7 @@ def batch(count: int, size: int = 320) -> dict:
 
 def predictor(model) -> SAM2ImagePredictor:
     made = SAM2ImagePredictor(model)
-    fit_to(made, 320)
+    fit_to(made, model.image_size)
     return made
 
 
@@ -48,17 +53,20 @@ def by_the_package(model, images: np.ndarray, points: torch.Tensor) -> tuple[tor
 
 
 @torch.inference_mode()
-def test_decoding_equals_the_package_s_own_predictor(starter_sam2) -> None:
-    """All images and points at once, against ``SAM2ImagePredictor`` image by image."""
-    images = batch(3)["pixels"]
-    segment = stage(starter_sam2)
+@pytest.mark.parametrize("size", [None, 224])
+def test_decoding_equals_the_package_s_own_predictor(size: int | None) -> None:
+    """All images and points at once, against ``SAM2ImagePredictor`` image by image, at the model's own size or not."""
+    model = load_sam2(STARTER, STARTER / "model.safetensors", image_size=size)
+    assert model.image_size == (size or 320)
+    images = batch(3, model.image_size)["pixels"]
+    segment = stage(model)
     points = segment.points[[0, 4, 7]]
     features = segment.encode(torch.from_numpy(images))
-    attended = attend_clicks(starter_sam2, features, points)
+    attended = attend_clicks(model, features, points)
     image, click = torch.meshgrid(torch.arange(3), torch.arange(3), indexing="ij")
-    logits = draw_masks(starter_sam2, features, attended, image.flatten(), click.flatten())
+    logits = draw_masks(model, features, attended, image.flatten(), click.flatten())
 
-    expected_logits, expected_iou = by_the_package(starter_sam2, images, points)
+    expected_logits, expected_iou = by_the_package(model, images, points)
     assert torch.allclose(attended.iou, expected_iou, atol=1e-5)
     assert torch.allclose(logits.unflatten(0, (3, 3)).clamp(-32, 32), expected_logits, atol=1e-3)
 
