@@ -24,7 +24,7 @@ import psutil
 import pyarrow.parquet as pq
 from PIL import Image
 
-from benchmarks.starter import iou
+from benchmarks.starter import Cover, covering, iou
 from benchmarks.throughput.full import write_full_size
 from benchmarks.throughput.work import ROWS_PER_SHARD, Work, actors, prepare
 from pipeline.manifest import read_manifest, write_manifest
@@ -60,7 +60,7 @@ TITLES = {
 OF_CEILING = {"starter": 0.85, "full": 0.95}
 # How many times as fast as each other way score must be.
 OVER = {"predictor": 1.5, "generator": 10.0, "dataloader": 1.0, "ray": 1.0, "daft": 1.0}
-SAME_MASKS, SAME_LABELS, MOST_KEPT = 0.99, 0.995, 0.35
+SAME_MASKS, SAME_LABELS = 0.99, 0.995
 
 
 @dataclass(frozen=True)
@@ -129,28 +129,12 @@ def found_by(way: str, work: Work) -> dict[str, tuple[np.ndarray, str]]:
     }
 
 
-@dataclass(frozen=True)
-class Cover:
-    """Shares of images: whose lesions are covered by 80 %, and by a mask of at most ``MOST_KEPT`` of the image.
-
-    ``kept`` is the share of an image that its mask keeps in the mean. The whole image covers everything: a mask that
-    is hardly less has found nothing.
-    """
-
-    covered: float
-    found: float
-    kept: float
-
-
-def cover(masks: Mapping[str, tuple[np.ndarray, str]], work: Work) -> Cover:
-    covered, kept = [], []
-    for name, (mask, _) in masks.items():
-        lesion = np.asarray(Image.open(work.folder / "phantoms" / "masks" / name)) > 0
-        own = np.asarray(Image.fromarray(mask).resize(lesion.shape[::-1]))
-        covered.append((own & lesion).sum() >= 0.8 * lesion.sum())
-        kept.append(mask.mean())
-    small = np.array(kept) <= MOST_KEPT
-    return Cover(float(np.mean(covered)), float(np.mean(covered & small)), float(np.mean(kept)))
+def cover(found: Mapping[str, tuple[np.ndarray, str]], work: Work) -> Cover:
+    """How the masks that were found cover the lesions."""
+    truth = {name: Image.open(work.folder / "phantoms" / "masks" / name) for name in found}
+    sides = {name: image.size for name, image in truth.items()}
+    masks = [np.asarray(Image.fromarray(mask).resize(sides[name])) for name, (mask, _) in found.items()]
+    return covering(masks, [np.asarray(image) > 0 for image in truth.values()])
 
 
 def uploaded(work: Work, count: int) -> str:
