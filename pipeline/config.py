@@ -80,8 +80,12 @@ class SegmentSection(Section):
         0.003, ge=0, le=1, description="a candidate that scores less than this share of the best one's score is dropped"
     )
     margin: float = Field(3.0, ge=0, description="logits by which the focus mask reaches beyond its regions")
-    batch_size: int = Field(8, ge=1, description="images in one pass of the encoder")
-    prompts_per_pass: int = Field(64, ge=1, description="points times images in one pass of the mask decoder")
+    batch_size: int | None = Field(
+        None, ge=1, description="images in one pass of the encoder; empty means 1 on a CPU and 8 on a GPU"
+    )
+    prompts_per_pass: int | None = Field(
+        None, ge=1, description="points times images in one pass of the decoder; empty means 25 on a CPU, 64 on a GPU"
+    )
 
     @property
     def options(self) -> dict[str, Any]:

@@ -24,6 +24,9 @@ _NEAR = 3
 _KEPT_PER_REGION = 8
 # Clicks of an image whose masks are drawn together, those that promise most first.
 _DRAWN_AT_ONCE = 4
+# Images in one pass of the encoder, and points times images in one pass of the decoder. A CPU's caches hold little, and
+# larger passes are no faster there; a GPU is to be filled.
+_ON_A_CPU, _ON_A_GPU = (1, 25), (8, 64)
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,8 @@ class Segment:
         max_overlap: IoU with a better candidate above which one is dropped.
         min_relative_score: share of the best candidate's score below which one is dropped.
         margin: logits below 0 down to which a region's surroundings belong to the focus mask.
-        batch_size: images in one pass of the encoder.
-        prompts_per_pass: points times images in one pass of the decoder.
+        batch_size: images in one pass of the encoder; None takes what suits the device.
+        prompts_per_pass: points times images in one pass of the decoder; None likewise.
     """
 
     def __init__(
@@ -91,8 +94,8 @@ class Segment:
         max_overlap: float,
         min_relative_score: float,
         margin: float,
-        batch_size: int,
-        prompts_per_pass: int,
+        batch_size: int | None,
+        prompts_per_pass: int | None,
     ):
         self.model = model
         self.device = model.device
@@ -102,7 +105,8 @@ class Segment:
         self.prior_area, self.prior_spread = prior_area, prior_spread
         self.min_stability, self.max_overlap = min_stability, max_overlap
         self.min_relative_score, self.margin = min_relative_score, margin
-        self.batch_size, self.prompts_per_pass = batch_size, prompts_per_pass
+        suits = _ON_A_CPU if self.device.type == "cpu" else _ON_A_GPU
+        self.batch_size, self.prompts_per_pass = batch_size or suits[0], prompts_per_pass or suits[1]
         self.points = spread(point_grid(points_per_side, self.size)).to(self.device)
 
     def __call__(self, batch: Mapping[str, Any]) -> Batch:
