@@ -6,7 +6,7 @@ file is there is finished and is not read again. The quarantine file is written 
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,8 +58,10 @@ class Output:
         *,
         overwrite: bool = False,
         retry_quarantined: bool = False,
-    ) -> dict[str, Any]:
-        """Start or continue the run of these settings on this prefix; returns the run's record.
+    ) -> tuple[dict[str, Any], list[ShardEntry]]:
+        """Start or continue the run of these settings on this prefix.
+
+        What is finished is known from one listing of the rows files; none is read.
 
         Args:
             settings: all that decides the rows.
@@ -67,6 +69,9 @@ class Output:
             overwrite: remove what is there first.
             retry_quarantined: count shards with quarantined rows as unfinished; then a setting that changes no row but
                 those may be another.
+
+        Returns:
+            The run's record, and the shards that are not finished.
 
         Raises:
             UsageError: the prefix holds rows made by other settings, or of shards that have changed since.
@@ -90,16 +95,17 @@ class Output:
             earlier = {"key": key, "settings": dict(settings), "finished": False}
             record.write_json(earlier)
         known = {part_name(shard.sha256) for shard in manifest.shards}
-        strangers = [name for name in self.rows.files(".parquet") if name not in known]
-        if strangers:
+        finished = set(self.rows.files(".parquet"))
+        if strangers := len(finished - known):
             raise UsageError(
-                f"{self.prefix.uri}: holds rows of {len(strangers)} shards that are not, or no longer, in SHARDS;"
+                f"{self.prefix.uri}: holds rows of {strangers} shards that are not, or no longer, in SHARDS;"
                 " choose a new prefix or --overwrite"
             )
         if retry_quarantined:
             for name in self.quarantine.files(".parquet"):
                 (self.rows / name).delete()
-        return earlier
+                finished.discard(name)
+        return earlier, [shard for shard in manifest.shards if part_name(shard.sha256) not in finished]
 
     def update(self, **entries: Any) -> None:
         """Put entries into the run's record."""
@@ -110,11 +116,6 @@ class Output:
         """Remove the run's record and all rows."""
         for place in (self.prefix / RUN_FILE, self.rows, self.quarantine):
             place.delete()
-
-    def unfinished(self, shards: Sequence[ShardEntry]) -> list[ShardEntry]:
-        """The shards without a rows file, by listing; nothing finished is read."""
-        finished = set(self.rows.files(".parquet"))
-        return [shard for shard in shards if part_name(shard.sha256) not in finished]
 
     def quarantined(self) -> int:
         """Quarantined rows of all finished shards, from the footers of the few files that have some."""

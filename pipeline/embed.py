@@ -38,8 +38,7 @@ def run(
         foundation = Foundation.of(config)
         output = Output(locate(features, config.storage), FEATURES)
         settings = {"foundation": vars(foundation), "max_pixels": config.decode.max_pixels}
-        record = output.begin(settings, manifest, overwrite=overwrite, retry_quarantined=retry_quarantined)
-    todo = output.unfinished(manifest.shards)
+        record, todo = output.begin(settings, manifest, overwrite=overwrite, retry_quarantined=retry_quarantined)
     resumed = manifest.rows - sum(shard.rows for shard in todo)
     started = time.monotonic()
     with tracking.run("embed", config, resume=record.get("mlflow_run_id")) as active:

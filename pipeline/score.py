@@ -49,8 +49,7 @@ def run(
             "max_pixels": config.decode.max_pixels,
             "accept_at": prompts.calibration.accept_at,
         }
-        record = output.begin(settings, manifest, overwrite=overwrite, retry_quarantined=retry_quarantined)
-    todo = output.unfinished(manifest.shards)
+        record, todo = output.begin(settings, manifest, overwrite=overwrite, retry_quarantined=retry_quarantined)
     resumed = manifest.rows - sum(shard.rows for shard in todo)
     started = time.monotonic()
     with tracking.run("score", config, resume=record.get("mlflow_run_id")) as active:
