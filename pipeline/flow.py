@@ -134,15 +134,15 @@ def _stream(shards: Sequence[ShardEntry], work: Work, plan: Plan) -> Iterator[di
     loading = (config, plan.models, plan.device, journal, work.prompts)
     dataset = (
         ray.data.from_items(items, override_num_blocks=len(items))
-        .map_batches(read_and_decode, batch_size=1, fn_kwargs=reading, **_tasks(plan.decode))
+        .map_batches(read_and_decode, batch_size=1, fn_kwargs=reading, **_tasks(plan.decode, len(items)))
         .map_batches(ModelActor, batch_size=None, fn_constructor_args=loading, **_actors(plan.models, len(items)))
-        .map_batches(commit_rows, batch_size=None, fn_kwargs=writing, **_tasks(plan.commit))
+        .map_batches(commit_rows, batch_size=None, fn_kwargs=writing, **_tasks(plan.commit, len(items)))
     )
     yield from dataset.iter_rows()
 
 
-def _tasks(share: Share) -> dict[str, Any]:
-    return {"compute": TaskPoolStrategy(size=share.processes or None), "num_cpus": share.cpus}
+def _tasks(share: Share, shards: int) -> dict[str, Any]:
+    return {"compute": TaskPoolStrategy(size=min(share.processes, shards) or None), "num_cpus": share.cpus}
 
 
 def _actors(share: Share, shards: int) -> dict[str, Any]:

@@ -5,6 +5,21 @@ import sys
 import pytest
 from ray.cluster_utils import Cluster
 
+# Four workers are idle for four seconds, on one CPU, for which Ray keeps one.
+IDLE = """
+import os, time
+from cluster.connect import connected
+with connected(None, 1):
+    import ray
+    def work():
+        time.sleep(3)
+        return os.getpid()
+    def workers():
+        return set(ray.get([ray.remote(work).options(num_cpus=0.2).remote() for _ in range(4)]))
+    first = workers()
+    time.sleep(4)
+    print(first == workers())
+"""
 CONNECT = "from cluster.connect import connected\nwith connected(None, None) as held: print('CPUs', held['CPU'])"
 
 
@@ -24,3 +39,14 @@ def test_another_cluster_on_the_machine_is_joined_only_if_it_is_named(monkeypatc
         assert cpus(RAY_ADDRESS=cluster.address) == "CPUs 99.0"
     finally:
         cluster.shutdown()
+
+
+def test_a_worker_stays_while_others_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def stays(**environment: str) -> str:
+        given = {**os.environ, **environment}
+        return subprocess.run([sys.executable, "-c", IDLE], env=given, capture_output=True, text=True).stdout.strip()
+
+    assert stays() == "True"
+    assert stays(RAY_idle_worker_killing_time_threshold_ms="1000") == "False"  # as Ray has it by itself
