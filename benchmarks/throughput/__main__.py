@@ -61,6 +61,8 @@ OF_CEILING = {"starter": 0.85, "full": 0.95}
 # How many times as fast as each other way score must be.
 OVER = {"predictor": 1.5, "generator": 10.0, "dataloader": 1.0, "ray": 1.0, "daft": 1.0}
 SAME_MASKS, SAME_LABELS = 0.99, 0.995
+# Seconds between readings of memory: one of ten large processes takes a tenth of a core's second, and must not count.
+PAUSE = 5
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def watched(process: subprocess.Popen[str]) -> tuple[dict[str, Any], float, int]
     started, most = time.monotonic(), 0
     while process.poll() is None:
         most = max(most, _held(psutil.Process(process.pid)))
-        time.sleep(0.5)
+        time.sleep(PAUSE)
     return ended(process), time.monotonic() - started, most >> 20
 
 
