@@ -7,6 +7,7 @@ exits 1 where a target is missed.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import subprocess
@@ -84,7 +85,8 @@ def watched(process: subprocess.Popen[str]) -> tuple[dict[str, Any], float, int]
     started, most = time.monotonic(), 0
     while process.poll() is None:
         most = max(most, _held(psutil.Process(process.pid)))
-        time.sleep(PAUSE)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(PAUSE)
     return ended(process), time.monotonic() - started, most >> 20
 
 
