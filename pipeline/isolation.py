@@ -34,23 +34,24 @@ class Journal:
     """Rows that workers have in hand, by shard and stage."""
 
     def __init__(self) -> None:
-        self._in_hand: dict[tuple[str, str], list[int]] = {}
+        self._in_hand: dict[tuple[str, str], tuple[str, list[int]]] = {}
         self._suspects: dict[tuple[str, str], Counter[int]] = {}
 
-    def open(self, shard: str, stage: str, rows: list[int]) -> dict[int, int]:
-        """A worker begins with a shard: rows that one before it died with, each with the deaths when it was alone.
+    def open(self, shard: str, stage: str, rows: list[int], worker: str) -> dict[int, int]:
+        """A worker begins with a shard: rows that another died with, each with the deaths when it was alone.
 
-        Where there are none it has ``rows`` in hand.
+        Where there are none it has ``rows`` in hand. What it has in hand itself is no death: the call was made twice.
         """
-        left = self._in_hand.pop((shard, stage), [])
+        holder, left = self._in_hand.pop((shard, stage), (worker, []))
         suspects = self._suspects.setdefault((shard, stage), Counter())
-        suspects.update({row: int(len(left) == 1) for row in left})
+        if holder != worker:
+            suspects.update({row: int(len(left) == 1) for row in left})
         if not suspects:
-            self.take(shard, stage, rows)
+            self.take(shard, stage, rows, worker)
         return dict(suspects)
 
-    def take(self, shard: str, stage: str, rows: list[int]) -> None:
-        self._in_hand[shard, stage] = rows
+    def take(self, shard: str, stage: str, rows: list[int], worker: str) -> None:
+        self._in_hand[shard, stage] = worker, rows
 
     def close(self, shard: str, stage: str) -> None:
         self._in_hand.pop((shard, stage), None)
@@ -104,7 +105,7 @@ class Isolation:
     def _by_groups(self, call: Call, batch: Batch, shard: str) -> Batch:
         at_risk = well(batch)
         at_once = at_risk[at_risk < GROUP].tolist()
-        suspects = ray.get(self.journal.open.remote(shard, self.stage, at_once))
+        suspects = ray.get(self.journal.open.remote(shard, self.stage, at_once, _this_worker()))
         for row, deaths in suspects.items():
             if deaths >= _DEATHS:
                 fail(
@@ -133,7 +134,7 @@ class Isolation:
         part = writable({name: column[chosen] for name, column in batch.items()})
         at_risk = rows[well(part)].tolist()
         if at_risk and not taken:
-            ray.get(self.journal.take.remote(shard, self.stage, at_risk))
+            ray.get(self.journal.take.remote(shard, self.stage, at_risk, _this_worker()))
         try:
             return [(rows, call(part))]
         except Exception as error:
@@ -144,6 +145,10 @@ class Isolation:
                 raise
             fail(part, 0, self.stage, type(error).__name__, f"the stage failed for this image ({type(error).__name__})")
             return [(rows, call(part))]
+
+
+def _this_worker() -> str:
+    return str(ray.get_runtime_context().get_worker_id())
 
 
 def give_up(batch: Batch, stage: str, error: Exception) -> Batch:

@@ -65,22 +65,23 @@ def test_access_that_is_gone_ends_the_run(isolation: Isolation) -> None:
 def test_the_journal_finds_the_row_that_kills() -> None:
     journal = Journal()
     first = ("s", "decode", [0, 1, 2])
-    assert journal.open(*first) == {}
-    assert journal.open(*first) == {0: 0, 1: 0, 2: 0}  # the worker died with three in hand
-    assert journal.open(*first) == {0: 0, 1: 0, 2: 0}  # where there are suspects none is in hand by that
-    journal.take("s", "decode", [1])
-    assert journal.open(*first) == {0: 0, 1: 1, 2: 0}
-    journal.take("s", "decode", [0])
-    journal.take("s", "decode", [1])
-    assert journal.open(*first) == {0: 0, 1: 2, 2: 0}
-    assert journal.open("s", "segment", []) == {} and journal.open("t", "decode", []) == {}
+    assert journal.open(*first, "a") == {}
+    assert journal.open(*first, "a") == {}  # a call that was made twice is no death
+    assert journal.open(*first, "b") == {0: 0, 1: 0, 2: 0}  # the worker died with three in hand
+    assert journal.open(*first, "c") == {0: 0, 1: 0, 2: 0}  # where there are suspects none is in hand by that
+    journal.take("s", "decode", [1], "c")
+    assert journal.open(*first, "d") == {0: 0, 1: 1, 2: 0}
+    journal.take("s", "decode", [0], "d")
+    journal.take("s", "decode", [1], "d")
+    assert journal.open(*first, "e") == {0: 0, 1: 2, 2: 0}
+    assert journal.open("s", "segment", [], "e") == {} and journal.open("t", "decode", [], "e") == {}
     journal.close("s", "decode")
-    assert journal.open(*first) == {}
+    assert journal.open(*first, "e") == {}
 
 
 def test_a_journal_that_dies_begins_anew(ray_session: None) -> None:
     isolation = Isolation("segment", open_journal())
-    ray.get(isolation.journal.take.remote("s", "segment", [3]))
+    ray.get(isolation.journal.take.remote("s", "segment", [3], "a worker"))
     ray.kill(isolation.journal, no_restart=False)
     out = isolation(Doubling({5: ValueError("no")}), rows(40))
     assert np.flatnonzero(out["error"] != "").tolist() == [5]
