@@ -18,7 +18,7 @@ from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, Ray
 
 from cluster.resources import Plan, Share
 from pipeline import checkpoints
-from pipeline.actors import ModelActor, Prompts
+from pipeline.actors import ENVIRONMENT, ModelActor, Prompts
 from pipeline.commit import Output
 from pipeline.config import Config
 from pipeline.errors import MedFocusError
@@ -147,4 +147,4 @@ def _tasks(share: Share, shards: int) -> dict[str, Any]:
 
 def _actors(share: Share, shards: int) -> dict[str, Any]:
     pool = ActorPoolStrategy(size=min(share.processes, shards), max_tasks_in_flight_per_actor=2)
-    return {"compute": pool, "num_cpus": share.cpus, "num_gpus": share.gpus}
+    return {"compute": pool, "num_cpus": share.cpus, "num_gpus": share.gpus, "runtime_env": {"env_vars": ENVIRONMENT}}

@@ -27,6 +27,9 @@ _DRAWN_AT_ONCE = 4
 # Images in one pass of the encoder, and points times images in one pass of the decoder. A CPU's caches hold little, and
 # larger passes are no faster there; a GPU is to be filled.
 _ON_A_CPU, _ON_A_GPU = (1, 25), (8, 64)
+# Bytes that a CPU's pass may have for the image as its clicks see it: what is larger, glibc asks the system for each
+# time (DEFAULT_MMAP_THRESHOLD_MAX), and all its pages are faulted in.
+_KEPT_BY_GLIBC = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -105,9 +108,14 @@ class Segment:
         self.prior_area, self.prior_spread = prior_area, prior_spread
         self.min_stability, self.max_overlap = min_stability, max_overlap
         self.min_relative_score, self.margin = min_relative_score, margin
-        suits = _ON_A_CPU if self.device.type == "cpu" else _ON_A_GPU
+        suits = self._passes_on_a_cpu() if self.device.type == "cpu" else _ON_A_GPU
         self.batch_size, self.prompts_per_pass = batch_size or suits[0], prompts_per_pass or suits[1]
         self.points = spread(point_grid(points_per_side, self.size)).to(self.device)
+
+    def _passes_on_a_cpu(self) -> tuple[int, int]:
+        images, prompts = _ON_A_CPU
+        places = (self.size // self.model.backbone_stride) ** 2
+        return images, min(prompts, max(1, _KEPT_BY_GLIBC // (places * self.model.hidden_dim * 4)))
 
     def __call__(self, batch: Mapping[str, Any]) -> Batch:
         """Find the focus mask of each image.

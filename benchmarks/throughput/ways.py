@@ -6,6 +6,7 @@ line of JSON says how many there were after the first batch and the seconds for 
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ import torch
 
 from benchmarks.starter import automatic_generator, best_union, fit_to
 from benchmarks.throughput.work import ROWS_PER_SHARD, Stages, Work, actors
+from pipeline.actors import ENVIRONMENT
 from stages.batch import Batch
 from stages.batched_sam2 import ImageFeatures
 from stages.masks import bounding_box, encode_mask, main_piece
@@ -36,6 +38,7 @@ def ceiling(work: Work, count: int) -> Iterator[Batch]:
     Images are decoded before the clock starts; no Ray, nothing is written.
     """
     processes = actors()
+    os.environ |= ENVIRONMENT
     context, each = get_context("spawn"), len(work.files(count)) // processes
     together, answers = context.Barrier(processes), context.Queue()
     for part in range(processes):
