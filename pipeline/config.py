@@ -84,7 +84,7 @@ class SegmentSection(Section):
         None, ge=1, description="images in one pass of the encoder; empty means 1 on a CPU and 8 on a GPU"
     )
     prompts_per_pass: int | None = Field(
-        None, ge=1, description="points times images in one pass of the decoder; empty: at most 25 on a CPU, 64 on a GPU"
+        None, ge=1, description="points times images in a pass of the decoder; empty: at most 25 on a CPU, 64 on a GPU"
     )
 
     @property

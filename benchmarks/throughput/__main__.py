@@ -37,7 +37,7 @@ from tests.faults.injection import Scoring, ended
 
 # Images that each way is given, as a share of those that score gets; two shards at least.
 SHARES = {
-    "ceiling": 0.08,  # each time
+    "ceiling": 0.12,  # each time
     "score": 1.0,
     "score-s3": 0.25,
     "dataloader": 0.1,
