@@ -18,9 +18,6 @@ os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
 # Ray warns of four times as many workers. On two CPUs a run has nine, four of which hold next to nothing.
 os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(4, os.cpu_count() or 1)))
-# Where there is no dashboard, nobody reads what each process would report of its tasks and counters.
-os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
-os.environ.setdefault("RAY_enable_metrics_collection", "0")
 
 import ray
 from ray.data import DataContext
@@ -46,6 +43,9 @@ def connected(address: str | None, cpus: int | None) -> Iterator[dict[str, float
         return
     address = address or os.environ.get("RAY_ADDRESS") or None
     _check_listens(address)
+    if address is None:  # without a dashboard nobody reads what each process would report of its tasks and counters
+        os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
+        os.environ.setdefault("RAY_enable_metrics_collection", "0")
     try:
         with _native_stderr_closed():
             ray.init(

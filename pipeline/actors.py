@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Of an actor's process, read by glibc when it begins. Ray Data calls an actor from a thread, whose memory glibc would
 # take from an arena of its own, and give back to the system whenever a large tensor ends: its pages are then faulted in
-# anew, a tenth of the time of a full-size SAM2. The first arena keeps it.
+# anew, a fifth of the time of a full-size SAM2. The first arena keeps it.
 ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
 
 

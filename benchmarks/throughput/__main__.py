@@ -26,6 +26,7 @@ import psutil
 import pyarrow.parquet as pq
 from PIL import Image
 
+from benchmarks.memory import held
 from benchmarks.starter import Cover, covering, iou
 from benchmarks.throughput.full import write_full_size
 from benchmarks.throughput.work import ROWS_PER_SHARD, Work, actors, prepare
@@ -84,34 +85,22 @@ class Measured:
         return self.images / self.seconds
 
     def __add__(self, other: "Measured") -> "Measured":
-        images, seconds, whole = (getattr(self, name) + getattr(other, name) for name in ("images", "seconds", "whole"))
-        return Measured(images, seconds, whole, max(self.mebibytes, other.mebibytes))
+        return Measured(
+            self.images + other.images,
+            self.seconds + other.seconds,
+            self.whole + other.whole,
+            max(self.mebibytes, other.mebibytes),
+        )
 
 
 def watched(process: subprocess.Popen[str]) -> tuple[dict[str, Any], float, int]:
     """What a process answers, the seconds until it ends, and the peak MiB of it and all that it started."""
     started, most = time.monotonic(), 0
     while process.poll() is None:
-        most = max(most, _held(psutil.Process(process.pid)))
+        most = max(most, sum(size for _, _, size in held(psutil.Process(process.pid))))
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(PAUSE)
     return ended(process), time.monotonic() - started, most >> 20
-
-
-def _held(process: psutil.Process) -> int:
-    """Bytes that a process and its children hold each for itself.
-
-    Not by their part in shared pages: for that the kernel walks all of a process, which takes a tenth of a core's
-    second for fourteen processes, and takes it from what is measured.
-    """
-    held = 0
-    for one in [process, *process.children(recursive=True)]:
-        try:
-            memory = one.memory_info()
-        except psutil.Error:  # it has just ended
-            continue
-        held += memory.rss - memory.shared
-    return held
 
 
 def of_way(way: str, work: Work, count: int) -> Measured:

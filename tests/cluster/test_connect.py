@@ -50,3 +50,21 @@ def test_a_worker_stays_while_others_work(monkeypatch: pytest.MonkeyPatch) -> No
 
     assert stays() == "True"
     assert stays(RAY_idle_worker_killing_time_threshold_ms="1000") == "False"  # as Ray has it by itself
+
+
+def test_only_a_ray_started_here_is_told_not_to_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster's dashboard shows what drivers that join it report of their tasks."""
+    for name in ("RAY_ADDRESS", *(told := ("RAY_task_events_report_interval_ms", "RAY_enable_metrics_collection"))):
+        monkeypatch.delenv(name, raising=False)
+    tell = f"{CONNECT}\nimport os; print([os.environ.get(name) for name in {told}])"
+
+    def environment(**given: str) -> str:
+        call = [sys.executable, "-c", tell]
+        return subprocess.run(call, env={**os.environ, **given}, capture_output=True, text=True).stdout.splitlines()[-1]
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        assert environment(RAY_ADDRESS=cluster.address) == "[None, None]"
+    finally:
+        cluster.shutdown()
+    assert environment() == "['0', '0']"
