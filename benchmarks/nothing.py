@@ -1,28 +1,25 @@
-"""An actor without a model, in the place of the real one."""
+"""The models' actor without its models."""
 
 from typing import Any
 
 import numpy as np
 
-from pipeline.isolation import Isolation
+from pipeline.actors import ModelActor, Work
 from stages.batch import Batch
 
 
-class NoModels:
+class NoModels(ModelActor):
     """In place of the actor with both models: the whole image is the mask, and every image is of the first class."""
 
-    def __init__(self, _config: Any, _share: Any, _device: str, journal: Any, prompts: Any):
-        self.journal, self.classes = journal, prompts.settings.classes
+    def __init__(self, work: Work, _share: Any, _device: str, journal: Any):
+        self.work, self.journal = work, journal
+        self.segment = _masks  # type: ignore[assignment]
 
-    def __call__(self, batch: Batch) -> Batch:
-        segmented = Isolation("segment", self.journal)(_masks, batch)
-        return Isolation("embed", self.journal)(self._classes, segmented)
-
-    def _classes(self, batch: Batch) -> Batch:
-        count = len(batch["image_id"])
+    def _embed(self, batch: Batch) -> Batch:
+        count, classes = len(batch["image_id"]), self.work.version.classes
         return {name: column for name, column in batch.items() if name != "pixels"} | {
-            "probabilities": np.tile(np.eye(len(self.classes), dtype=np.float32)[0], (count, 1)),
-            "label": np.full(count, self.classes[0], object),
+            "probabilities": np.tile(np.eye(len(classes), dtype=np.float32)[0], (count, 1)),
+            "label": np.full(count, classes[0], object),
             "confidence": np.ones(count, np.float32),
             "decision": np.full(count, "accept", object),
         }

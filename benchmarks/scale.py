@@ -57,7 +57,7 @@ def predict(images: int, costs: Costs, cluster: Cluster, rows_per_shard: int) ->
     """Time to score so many images."""
     resources = {"CPU": float(cluster.nodes * cluster.cpus), "GPU": float(cluster.nodes * cluster.gpus)}
     on_cpus = sum(costs.cpu.values())
-    bytes_moved = costs.image_bytes + costs.row_bytes + sum(costs.stored.values())  # as if no two stages shared a node
+    bytes_moved = costs.image_bytes + costs.row_bytes + costs.stored  # as if no two stages shared a node
     rates = {
         "network": cluster.nodes * cluster.gigabits * 1e9 / 8 / bytes_moved,
         "driver": rows_per_shard / cluster.driver,

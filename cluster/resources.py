@@ -25,7 +25,6 @@ class Plan:
 
     decode: Share
     models: Share
-    commit: Share
 
     @property
     def device(self) -> str:
@@ -39,7 +38,7 @@ def plan(resources: Mapping[str, float]) -> Plan:
     An actor holds SAM2 (nearly all of the cost) and CLIP. With GPUs, each is shared by two actors: while one chooses
     regions on its CPU the other computes; the CPUs left decode. Without, each CPU has an actor of one thread: more
     threads in one actor wait for each other, and for the threads of the others. Together they take half of the CPUs,
-    which decode and write in what the actors leave idle; and should a node go, its actors find room on others.
+    which decode in what the actors leave idle; and should a node go, its actors find room on others.
 
     Args:
         resources: as ``ray.cluster_resources()`` gives them; ``CPU`` and ``GPU`` are read.
@@ -55,7 +54,6 @@ def plan(resources: Mapping[str, float]) -> Plan:
         return Plan(
             decode=Share(0, min(1.0, cpus / 4), 0, 1),
             models=Share(2 * gpus, min(0.5, cpus / (8 * gpus)), 0.5, 1),
-            commit=Share(0, min(0.25, cpus / 8), 0, 1),
         )
     small = min(1.0, cpus / 2)  # a machine of one CPU gives each stage half of the shares of two
     return Plan(
@@ -64,7 +62,6 @@ def plan(resources: Mapping[str, float]) -> Plan:
         # actors.
         decode=Share(math.ceil(cpus / 4) + 1, 0.25 * small, 0, 1),
         models=Share(int(cpus), 0.5 * small, 0, 1),
-        commit=Share(math.ceil(cpus / 8), 0.2 * small, 0, 1),
     )
 
 

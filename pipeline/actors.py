@@ -1,4 +1,4 @@
-"""The stages that hold a model, as an actor of Ray Data."""
+"""What holds the models, as an actor of Ray Data."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,8 +9,12 @@ import torch
 from cluster.resources import Share
 from pipeline import checkpoints
 from pipeline.calibration import Calibration
+from pipeline.commit import Output
 from pipeline.config import Config
 from pipeline.isolation import Isolation
+from pipeline.storage import Location
+from pipeline.writing import Version, commit_rows
+from stages.batch import Batch
 from stages.prompt_settings import PromptSettings
 from stages.segment import Segment
 from stages.weights import load_clip, load_sam2, load_tokenizer
@@ -34,25 +38,43 @@ class Prompts:
     calibration: Calibration
 
 
-class ModelActor:
-    """SAM2 and CLIP in one actor: shards come in decoded, and go out labelled, or with features of their rows.
+@dataclass(frozen=True)
+class Work:
+    """What is done to shards: where they lie, where their rows go, and what makes these.
 
-    Neither pixels nor tokens travel between the two models.
+    ``prompts`` are those of the model that scores; None keeps features of the labelled rows instead.
     """
 
-    def __init__(self, config: Config, share: Share, device: str, journal: Any, prompts: Prompts | None):
+    source: Location
+    output: Output
+    config: Config
+    version: Version
+    prompts: Prompts | None
+
+
+class ModelActor:
+    """SAM2 and CLIP in one actor: shards come in decoded, and what goes out is the summary of each, once it is written.
+
+    Neither pixels nor tokens travel between the models, nor rows from them to what writes: a task that wrote would be
+    another process, which takes some of a CPU from the models also while it has nothing to write.
+    """
+
+    def __init__(self, work: Work, share: Share, device: str, journal: Any):
         torch.set_num_threads(share.threads)
-        self.segment = load_segment(config, device)
-        self.embed, self.classify = load_embed(config, device, prompts)
-        self.journal = journal
+        self.segment = load_segment(work.config, device)
+        self.embed, self.classify = load_embed(work.config, device, work.prompts)
+        self.work, self.journal = work, journal
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def __call__(self, batch: Batch) -> dict[str, list]:
         segmented = Isolation("segment", self.journal)(self.segment, batch)
-        return Isolation("embed", self.journal)(self._embed, segmented)
+        return self._commit(Isolation("embed", self.journal)(self._embed, segmented))
 
-    def _embed(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _embed(self, batch: Batch) -> Batch:
         embedded = self.embed(batch)
         return self.classify(embedded) if self.classify else embedded
+
+    def _commit(self, batch: Batch) -> dict[str, list]:
+        return commit_rows(batch, self.work.output, self.work.version)
 
 
 def load_segment(config: Config, device: str) -> Segment:

@@ -18,16 +18,12 @@ from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, Ray
 
 from cluster.resources import Plan, Share
 from pipeline import checkpoints
-from pipeline.actors import ENVIRONMENT, ModelActor, Prompts
-from pipeline.commit import Output
-from pipeline.config import Config
+from pipeline.actors import ENVIRONMENT, ModelActor, Work
 from pipeline.errors import MedFocusError
 from pipeline.isolation import FAILURE, Isolation, open_journal
 from pipeline.logs import Progress, log
 from pipeline.manifest import ShardEntry
 from pipeline.reading import read_and_decode
-from pipeline.storage import Location
-from pipeline.writing import Version, commit_rows
 
 # How often a shard is tried, and the seconds before the first new try; each later one waits twice as long.
 _TRIES, _PAUSE = 4, 2.0
@@ -36,20 +32,6 @@ _TRIES, _PAUSE = 4, 2.0
 _SHARDS_PER_ACTOR = 500
 # What Ray raises where a process, a node or an object is gone and its own new tries were in vain.
 _GONE = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError, OutOfMemoryError)
-
-
-@dataclass(frozen=True)
-class Work:
-    """What is done to shards: where they lie, where their rows go, and what makes these.
-
-    ``prompts`` are those of the model that scores; None keeps features of the labelled rows instead.
-    """
-
-    source: Location
-    output: Output
-    config: Config
-    version: Version
-    prompts: Prompts | None
 
 
 @dataclass
@@ -118,7 +100,7 @@ def _plans(todo: Sequence[ShardEntry], work: Work, plan: Plan) -> Iterator[dict[
 
 
 def _stream(shards: Sequence[ShardEntry], work: Work, plan: Plan) -> Iterator[dict[str, Any]]:
-    """Run the shards through the stages; yields what ``commit_rows`` says of each, in the order they end."""
+    """Run the shards through the stages; yields the summary of each, in the order they end."""
     config = work.config
     side = checkpoints.image_size(config.segment, config.storage)
     decode = {"size": side, "max_pixels": config.decode.max_pixels}
@@ -130,13 +112,11 @@ def _stream(shards: Sequence[ShardEntry], work: Work, plan: Plan) -> Iterator[di
         "labelled_only": work.prompts is None,
         "isolation": Isolation("decode", journal),
     }
-    writing = {"output": work.output, "version": work.version}
-    loading = (config, plan.models, plan.device, journal, work.prompts)
+    loading = (work, plan.models, plan.device, journal)
     dataset = (
         ray.data.from_items(items, override_num_blocks=len(items))
         .map_batches(read_and_decode, batch_size=1, fn_kwargs=reading, **_tasks(plan.decode, len(items)))
         .map_batches(ModelActor, batch_size=None, fn_constructor_args=loading, **_actors(plan.models, len(items)))
-        .map_batches(commit_rows, batch_size=None, fn_kwargs=writing, **_tasks(plan.commit, len(items)))
     )
     yield from dataset.iter_rows()
 

@@ -6,10 +6,11 @@ from typing import Any
 from cluster.connect import connected
 from cluster.resources import plan
 from pipeline import tracking
+from pipeline.actors import Work
 from pipeline.commit import PREDICTIONS, Output
 from pipeline.config import Config
 from pipeline.errors import TooManyQuarantined, before_start
-from pipeline.flow import Work, run_shards
+from pipeline.flow import run_shards
 from pipeline.logs import event, progress
 from pipeline.manifest import read_manifest
 from pipeline.models import resolve_model
