@@ -57,10 +57,10 @@ def plan(resources: Mapping[str, float]) -> Plan:
         )
     small = min(1.0, cpus / 2)  # a machine of one CPU gives each stage half of the shares of two
     return Plan(
-        # No more than it takes to keep up, and one to have the next begun: each is a worker that competes with the
-        # actors. And another share of a CPU than theirs: Ray Data would join what takes the same, and decode in the
+        # No more than it takes to keep up: each is a worker that takes some of a CPU from the actors also while it
+        # idles. And another share of a CPU than theirs: Ray Data would join what takes the same, and decode in the
         # actors.
-        decode=Share(math.ceil(cpus / 4) + 1, 0.25 * small, 0, 1),
+        decode=Share(math.ceil(cpus / 4), 0.25 * small, 0, 1),
         models=Share(int(cpus), 0.5 * small, 0, 1),
     )
 
