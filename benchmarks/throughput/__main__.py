@@ -68,7 +68,7 @@ OF_CEILING = {"starter": 0.85, "full": 0.95}
 OVER = {"predictor": 1.5, "generator": 10.0, "dataloader": 1.0, "ray": 1.0, "daft": 1.0}
 SAME_MASKS, SAME_LABELS = 0.99, 0.995
 # By how much of the slower the models alone may be faster at one time than at another, that a share of them says much.
-DRIFT = 0.1
+DRIFT = 0.15
 # Seconds between readings of memory.
 PAUSE = 5
 
