@@ -3,7 +3,7 @@
 Small images, the starter models with one point; what each process holds for itself is read once a second. That is its
 anonymous memory: pages of the object store count for who has touched them, and their number is bounded by its size.
 Prints the table and exits 1 where the driver or the models' actors take more of the larger archive than they may; a
-task is seldom caught at its peak, the less the fewer there are, and is shown only. Takes about half an hour.
+task is seldom caught at its peak, the less the fewer there are, and is shown only. Takes some twenty minutes.
 """
 
 import argparse
