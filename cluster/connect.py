@@ -13,10 +13,11 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-# A worker that decodes or writes is idle while the models work, longer than the second after which Ray would end it;
+# A worker that decodes is idle while the models work, longer than the second after which Ray would end it;
 # the next one takes two to begin.
 os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
-# Ray warns of four times as many workers. On two CPUs a run has nine, four of which hold next to nothing.
+# Ray warns of four times as many workers. On two CPUs a run has seven, four of which hold next to nothing, and those of
+# several commands in one Ray, as the demo's, add up.
 os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(4, os.cpu_count() or 1)))
 
 import ray
