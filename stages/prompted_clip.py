@@ -99,10 +99,11 @@ class PromptedCLIP(nn.Module):
 
     def text_embedding(self) -> torch.Tensor:
         with self._context():
-            text = self.clip.encode_text(self.text, normalize=True)
-        if "class_offset" not in self.learned:
-            return text
-        return F.normalize(text + self.learned["class_offset"], dim=-1)
+            text = self.clip.encode_text(self.text)
+        if "class_offset" in self.learned:
+            # An offset to the text of length 1, which is normalised once, so that an offset of zero changes no bit.
+            text = text + text.norm(dim=-1, keepdim=True) * self.learned["class_offset"]
+        return F.normalize(text, dim=-1)
 
     def logits(self, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         """Cosine similarity [B, C] times CLIP's own (frozen) scale."""
