@@ -1,50 +1,78 @@
 """Encoded bytes to pixels."""
 
-import io
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import BmpImagePlugin, GifImagePlugin, WebPImagePlugin
 
+from stages import media_types
 from stages.batch import Batch, fail, start, well
+from stages.jpeg import read_jpeg, read_jpeg_ls
+from stages.jpeg2000 import read_jpeg_2000
+from stages.media_types import is_dib, media_type_of
+from stages.picture import ImageError, Picture
+from stages.pillow_image import read_image
+from stages.png import read_png
+from stages.tiff import read_tiff
 
-MEDIA_TYPES = {
-    "PNG": "image/png",
-    "JPEG": "image/jpeg",
-    "TIFF": "image/tiff",
-    "BMP": "image/bmp",
-    "WEBP": "image/webp",
+__all__ = ["Decode", "media_type_of"]
+
+
+def _read_bmp(content: bytes, max_pixels: int) -> Picture:
+    plugin = BmpImagePlugin.DibImageFile if is_dib(content) else BmpImagePlugin.BmpImageFile
+    return read_image(content, "BMP", plugin, max_pixels)
+
+
+def _read_webp(content: bytes, max_pixels: int) -> Picture:
+    if int.from_bytes(content[4:8], "little") + 8 > len(content):
+        raise ImageError("Truncated", "the WebP is truncated: its header names more bytes than there are")
+    return read_image(content, "WebP", WebPImagePlugin.WebPImageFile, max_pixels)
+
+
+def _read_gif(content: bytes, max_pixels: int) -> Picture:
+    return read_image(content, "GIF", GifImagePlugin.GifImageFile, max_pixels)
+
+
+# How each of the kinds of image that are read is read: bytes and the limit of pixels to what is shown.
+_READERS: dict[str, Callable[[bytes, int], Picture]] = {
+    media_types.PNG: read_png,
+    media_types.JPEG: read_jpeg,
+    media_types.TIFF: read_tiff,
+    media_types.BMP: _read_bmp,
+    media_types.WEBP: _read_webp,
+    media_types.GIF: _read_gif,
+    media_types.JPEG2000: read_jpeg_2000,
+    media_types.CODESTREAM: read_jpeg_2000,
+    media_types.JPEG_LS: read_jpeg_ls,
 }
 
 
-def media_type_of(content: bytes) -> str | None:
-    """Media type that the bytes themselves show, from their header; None where it is not one that is read."""
-    try:
-        with Image.open(io.BytesIO(content), formats=tuple(MEDIA_TYPES)) as image:
-            return MEDIA_TYPES[str(image.format)]
-    except Exception:  # Pillow's header readers raise whatever the bytes lead them into
-        return None
-
-
-class ImageError(ValueError):
-    """An image that cannot be used; ``kind`` is the error class that quarantine records."""
-
-    def __init__(self, kind: str, message: str):
-        super().__init__(message)
-        self.kind = kind
-
-
 class Decode:
-    """Decode images and bring each to one square size.
+    """Decode images as a viewer shows them, and bring each to one square size.
 
-    Both models see the whole image squashed to a square, so that masks and patches line up; masks are brought
-    back to the stored size. Pixels are taken as stored: an EXIF orientation is not applied. Intensities of more
-    than 8 bits are windowed to the 0.5th and 99.5th percentile of the image.
+    Both models see the whole image squashed to a square, so that masks and patches line up; masks are brought back to
+    the size of the upright image. docs/formats.md has a table of what happens to each kind of file. The rules:
+
+    - The EXIF orientation (in a TIFF, its tag 274) is applied once. ``height``, ``width`` and masks are those of the
+      upright image.
+    - Samples of 8 bits and fewer are shown by their value. Others (more bits, signed, floating-point) are windowed from
+      the 0.5th to the 99.5th percentile of the image: one window for all colour channels, over the finite samples of
+      pixels that are not fully transparent. NaN is black.
+    - An image is laid on black by its opacity. What is under full transparency is never seen: it may have been erased.
+    - Where white is zero, samples are inverted at any depth. A palette is looked up. CMYK, YCbCr and L*a*b* become
+      red, green and blue; colour profiles (ICC) are not applied.
+    - Of a TIFF the main image is taken, not its thumbnails, reduced levels or masks; of an MPO the first picture. Other
+      files with several images, and animations, are refused.
+
+    Memory: the decoded samples, at most 8 bytes a pixel for as many pixels as are allowed, about as much again at 8 bits
+    while they are brought to the square, and the file.
 
     Args:
         size: side of the square in pixels.
-        max_pixels: an image with more pixels is refused from its header, before it is decoded.
+        max_pixels: an image with more pixels is refused from its header, before it is decoded. It is the only limit:
+            Pillow's own is suspended for the call.
     """
 
     def __init__(self, *, size: int, max_pixels: int):
@@ -59,21 +87,27 @@ class Decode:
 
         Returns:
             The batch without ``image`` and with ``pixels`` uint8 [N, size, size, C] (C is 1 where every image of
-            the batch is grey, else 3), ``height`` and ``width`` int32 [N] as stored, and the failure columns.
+            the batch is grey, else 3), ``height`` and ``width`` int32 [N] of the upright image, and the failure
+            columns. ``error`` is EmptyImage, Undecodable (damaged, or no image), Truncated, Unsupported (a kind of image
+            that is not read), MissingDecoder (a package lacks a codec), WrongMediaType, TooManyPixels, ManyFrames,
+            NotFinite (no finite value) or NothingShown (all is transparent).
         """
         out = start({name: column for name, column in batch.items() if name != "image"})
         rows = len(batch["image_id"])
         images: list[np.ndarray | None] = [None] * rows
         height, width = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
-        for row in well(out):
-            try:
-                image = self._open(batch["image"][row], batch["media_type"][row])
-                width[row], height[row] = image.size
-                images[row] = self._squash(image)
-            except ImageError as error:
-                fail(out, row, "decode", error.kind, str(error))
-            except Exception as error:  # Pillow's decoders raise whatever the bytes lead them into
-                fail(out, row, "decode", "Undecodable", f"the image cannot be decoded ({type(error).__name__})")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's on odd metadata, which may be quoted in them
+            for row in well(out):
+                try:
+                    picture = self._read(batch["image"][row], batch["media_type"][row])
+                    width[row], height[row] = picture.size
+                    images[row] = picture.square(self.size)
+                except ImageError as error:
+                    fail(out, row, "decode", error.kind, str(error))
+                except Exception as error:  # decoders raise whatever the bytes lead them into
+                    text = f"the decoder of {batch['media_type'][row]} failed ({type(error).__name__})"
+                    fail(out, row, "decode", "Undecodable", text)
         channels = max((image.shape[2] for image in images if image is not None), default=1)
         pixels = np.zeros((rows, self.size, self.size, channels), np.uint8)
         for row, decoded in enumerate(images):
@@ -81,42 +115,17 @@ class Decode:
                 pixels[row] = decoded  # a grey image beside coloured ones spreads over the channels
         return out | {"pixels": pixels, "height": height, "width": width}
 
-    def _open(self, content: bytes, media_type: str) -> Image.Image:
+    def _read(self, content: bytes, media_type: str) -> Picture:
         if not content:
             raise ImageError("EmptyImage", "the image has no bytes")
-        try:
-            image = Image.open(io.BytesIO(content), formats=tuple(MEDIA_TYPES))
-        except Image.DecompressionBombError as error:
-            raise ImageError("TooManyPixels", "the header names more pixels than Pillow's own limit") from error
-        except Exception as error:
-            raise ImageError("Undecodable", f"not an image in one of {', '.join(MEDIA_TYPES)}") from error
-        found = MEDIA_TYPES[str(image.format)]
+        found = media_type_of(content)
+        if found is None:
+            if other := media_types.other_kind_of(content):
+                raise ImageError("Unsupported", f"the file is {other}, which is not read; convert it to PNG or TIFF")
+            raise ImageError("Undecodable", "the bytes are of no known kind of image")
+        if found in media_types.NOT_READ:
+            name = media_types.NOT_READ[found]
+            raise ImageError("Unsupported", f"{name} images are not read; convert them to PNG or TIFF")
         if found != media_type:
             raise ImageError("WrongMediaType", f"the bytes are {found}, the row says {media_type}")
-        if image.width * image.height > self.max_pixels:
-            raise ImageError("TooManyPixels", f"{image.width} x {image.height} pixels, the limit is {self.max_pixels}")
-        if getattr(image, "n_frames", 1) > 1:
-            raise ImageError("ManyFrames", "the file holds several frames; store each as an image of its own")
-        return image
-
-    def _squash(self, image: Image.Image) -> np.ndarray:
-        """Pixels uint8 [size, size, 1 or 3] of an opened image."""
-        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-            image = _windowed(np.asarray(image, dtype=np.float64))
-        elif image.mode in ("1", "L", "LA"):
-            image = image.convert("L")
-        else:
-            image = image.convert("RGB")
-        pixels = np.asarray(image.resize((self.size, self.size), Image.Resampling.BILINEAR))
-        if pixels.ndim == 2:
-            return pixels[:, :, None]
-        grey = np.array_equal(pixels[..., 0], pixels[..., 1]) and np.array_equal(pixels[..., 1], pixels[..., 2])
-        return pixels[:, :, :1] if grey else pixels
-
-
-def _windowed(values: np.ndarray) -> Image.Image:
-    if not np.isfinite(values).all():
-        raise ImageError("NotFinite", "the image holds values that are not finite numbers")
-    low, high = np.percentile(values, (0.5, 99.5))
-    scaled = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
-    return Image.fromarray(np.round(scaled * 255).astype(np.uint8))
+        return _READERS[found](content, self.max_pixels)
