@@ -28,7 +28,9 @@ _WHO = [
     pa.field("site", pa.string()),
 ]
 
-# What was found in an image: its focus mask in COCO's run-length code, and the rank score of its best region.
+# What was found in an image: its focus mask in COCO's run-length code, and the rank score of its best region. The mask
+# belongs to the upright image: ``size`` is height and width in pixels after the EXIF orientation has been applied, so a
+# mask lies on what a viewer shows, which for a photograph of a phone is not the order of the pixels in the file.
 _FOUND = [
     pa.field("mask", pa.struct([("size", pa.list_(pa.int32(), 2)), ("counts", pa.string())]), nullable=False),
     pa.field("mask_score", pa.float32(), nullable=False),

@@ -9,7 +9,7 @@ from PIL import BmpImagePlugin, GifImagePlugin, WebPImagePlugin
 
 from stages import media_types
 from stages.batch import Batch, fail, start, well
-from stages.jpeg import read_jpeg, read_jpeg_ls
+from stages.jpeg import read_jpeg
 from stages.jpeg2000 import read_jpeg_2000
 from stages.media_types import is_dib, media_type_of
 from stages.picture import ImageError, Picture
@@ -45,7 +45,6 @@ _READERS: dict[str, Callable[[bytes, int], Picture]] = {
     media_types.GIF: _read_gif,
     media_types.JPEG2000: read_jpeg_2000,
     media_types.CODESTREAM: read_jpeg_2000,
-    media_types.JPEG_LS: read_jpeg_ls,
 }
 
 
@@ -66,8 +65,8 @@ class Decode:
     - Of a TIFF the main image is taken, not its thumbnails, reduced levels or masks; of an MPO the first picture. Other
       files with several images, and animations, are refused.
 
-    Memory: the decoded samples, at most 8 bytes a pixel for as many pixels as are allowed, about as much again at 8 bits
-    while they are brought to the square, and the file.
+    Memory: the file, the decoded samples (at most 8 bytes a pixel for as many pixels as are allowed), and a copy at 8
+    bits while they are brought to the square.
 
     Args:
         size: side of the square in pixels.
@@ -88,7 +87,7 @@ class Decode:
         Returns:
             The batch without ``image`` and with ``pixels`` uint8 [N, size, size, C] (C is 1 where every image of
             the batch is grey, else 3), ``height`` and ``width`` int32 [N] of the upright image, and the failure
-            columns. ``error`` is EmptyImage, Undecodable (damaged, or no image), Truncated, Unsupported (a kind of image
+            columns. ``error`` is EmptyImage, Undecodable (damaged, or no image), Truncated, Unsupported (a kind of file
             that is not read), MissingDecoder (a package lacks a codec), WrongMediaType, TooManyPixels, ManyFrames,
             NotFinite (no finite value) or NothingShown (all is transparent).
         """

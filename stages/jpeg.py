@@ -12,7 +12,9 @@ from stages.pillow_image import orientation_of, read_image
 
 _START_OF_SCAN, _END = b"\xff\xda", b"\xff\xd9"
 # Markers that begin a frame: SOF0 to SOF15 without the tables DHT, JPG and DAC, and JPEG-LS's SOF55.
-_FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+_JPEG_LS = 0xF7
+_FRAMES = {*range(0xC0, 0xD0), _JPEG_LS} - {0xC4, 0xC8, 0xCC}
+_APP1 = 0xE1
 # Markers without a length.
 _BARE = {0x01, *range(0xD0, 0xD9)}
 
@@ -29,7 +31,9 @@ class Frame:
 
 
 def read_jpeg(content: bytes, max_pixels: int) -> Picture:
-    """Decode a JPEG; of an MPO, its first picture. Samples of more than 8 bits are decoded by libjpeg-turbo itself.
+    """Decode a JPEG; of an MPO, its first picture.
+
+    Samples of more than 8 bits are decoded by libjpeg-turbo itself, JPEG-LS by CharLS.
 
     Raises:
         ImageError: Undecodable, Truncated, Unsupported or TooManyPixels.
@@ -37,36 +41,16 @@ def read_jpeg(content: bytes, max_pixels: int) -> Picture:
     frame = frame_of(content)
     cut = is_cut(content)
     try:
-        if frame is None or frame.bits == 8:
+        if frame is None or (frame.bits == 8 and frame.marker != _JPEG_LS):
             return read_image(content, "JPEG", JpegImagePlugin.JpegImageFile, max_pixels)
         check_size(frame.width, frame.height, max_pixels)
         if cut:
             raise ImageError("Undecodable", "the last scan does not end")
-        return _deep(content, frame).show()
+        return _raster(content, frame).show()
     except ImageError as error:
         if error.kind == "Undecodable" and cut:
             raise ImageError("Truncated", "the JPEG is truncated: its image data do not end") from error
         raise
-
-
-def read_jpeg_ls(content: bytes, max_pixels: int) -> Picture:
-    """Decode a JPEG-LS file of one or three components.
-
-    Raises:
-        ImageError: Undecodable, Truncated, Unsupported or TooManyPixels.
-    """
-    frame = frame_of(content)
-    if frame is None:
-        raise ImageError("Undecodable", "the JPEG-LS names no size in its header")
-    check_size(frame.width, frame.height, max_pixels)
-    _check_components(frame)
-    try:
-        samples = imagecodecs.jpegls_decode(content)
-    except Exception as error:
-        kind = "Undecodable" if _END in content[-2:] else "Truncated"
-        raise ImageError(kind, f"the image data are damaged, or cut off (CharLS: {error})") from error
-    full = 2**frame.bits - 1 if frame.bits <= 8 else None
-    return Raster(samples.reshape(frame.height, frame.width, frame.components), full).show()
 
 
 def is_cut(content: bytes) -> bool:
@@ -97,19 +81,17 @@ def _segments(content: bytes) -> Iterator[tuple[int, int, int]]:
         place = stop
 
 
-def _deep(content: bytes, frame: Frame) -> Raster:
-    _check_components(frame)
-    try:
-        samples = imagecodecs.jpeg8_decode(content)
-    except Exception as error:
-        raise ImageError("Undecodable", f"the image data are damaged (libjpeg: {error})") from error
-    samples = samples.reshape(frame.height, frame.width, frame.components)
-    full = 2**frame.bits - 1 if frame.bits < 8 else None
-    exif = next((content[a:b] for kind, a, b in _segments(content) if kind == 0xE1 and content[a : a + 4] == b"Exif"), None)
-    return Raster(samples, full, orientation=orientation_of(exif))
-
-
-def _check_components(frame: Frame) -> None:
+def _raster(content: bytes, frame: Frame) -> Raster:
     if frame.components not in (1, 3):
         text = f"a JPEG of {frame.components} components of {frame.bits} bits is not read; convert it to PNG or TIFF"
         raise ImageError("Unsupported", text)
+    decoder = imagecodecs.jpegls_decode if frame.marker == _JPEG_LS else imagecodecs.jpeg8_decode
+    try:
+        samples = decoder(content)
+    except Exception as error:
+        text = f"the image data of the JPEG are damaged, or of a kind that is not read: {error}"
+        raise ImageError("Undecodable", text) from error
+    samples = samples.reshape(frame.height, frame.width, frame.components)
+    bodies = (content[start:stop] for marker, start, stop in _segments(content) if marker == _APP1)
+    exif = next((body for body in bodies if body.startswith(b"Exif")), None)
+    return Raster(samples, 2**frame.bits - 1 if frame.bits <= 8 else None, orientation=orientation_of(exif))

@@ -83,7 +83,8 @@ def header_of(content: bytes) -> Header:
     if content[start : start + 4] != _SIZE:
         raise ImageError("Undecodable", "the codestream of the JPEG 2000 does not begin with its size")
     width, height, left, top = struct.unpack_from(">4I", content, start + 8)
-    (length,), (components,) = struct.unpack_from(">H", content, start + 4), struct.unpack_from(">H", content, start + 40)
+    (length,) = struct.unpack_from(">H", content, start + 4)
+    (components,) = struct.unpack_from(">H", content, start + 40)
     if length != 38 + 3 * components:
         raise ImageError("Undecodable", "the size marker of the JPEG 2000 does not fit its number of components")
     parts = [struct.unpack_from(">3B", content, start + 42 + 3 * part) for part in range(components)]

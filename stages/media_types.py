@@ -4,7 +4,7 @@ import re
 import struct
 
 PNG, JPEG, TIFF, BMP = "image/png", "image/jpeg", "image/tiff", "image/bmp"
-WEBP, GIF, JPEG2000, CODESTREAM, JPEG_LS = "image/webp", "image/gif", "image/jp2", "image/j2c", "image/jls"
+WEBP, GIF, JPEG2000, CODESTREAM = "image/webp", "image/gif", "image/jp2", "image/j2c"
 
 # Kinds of image that are decoded, by the name that messages and docs/formats.md use.
 READ = {
@@ -16,7 +16,6 @@ READ = {
     GIF: "GIF",
     JPEG2000: "JPEG 2000",
     CODESTREAM: "JPEG 2000 codestream",
-    JPEG_LS: "JPEG-LS",
 }
 
 # Kinds of image that are known and not decoded.
@@ -33,7 +32,6 @@ NOT_READ = {
 
 _SIGNATURES = [
     (b"\x89PNG\r\n\x1a\n", PNG),
-    (b"\xff\xd8\xff\xf7", JPEG_LS),
     (b"\xff\xd8\xff", JPEG),
     (b"II*\0", TIFF),
     (b"MM\0*", TIFF),
@@ -100,8 +98,8 @@ def media_type_of(content: bytes) -> str | None:
 
     Returns:
         One of ``READ`` (which the decode stage reads) or ``NOT_READ`` (images that it names and refuses); None where
-        the bytes are of no known kind of image. MPO, the JPEG of phones that holds further pictures, is image/jpeg;
-        a DIB, which is a BMP without its first 14 bytes, is image/bmp; BigTIFF is image/tiff.
+        the bytes are of no known kind of image. MPO, the JPEG of phones that holds further pictures, and JPEG-LS
+        are image/jpeg; a DIB, which is a BMP without its first 14 bytes, is image/bmp; BigTIFF is image/tiff.
     """
     for signature, media_type in _SIGNATURES:
         if content.startswith(signature):
@@ -124,7 +122,7 @@ def is_dib(content: bytes) -> bool:
 
 
 def other_kind_of(content: bytes) -> str | None:
-    """Name of a kind of file that is often found beside images, or None; of bytes that ``media_type_of`` does not know."""
+    """Name, with its article, of a kind of file often found beside images that has no media type here, or None."""
     for offset, signature, name in _OTHERS:
         if content[offset : offset + len(signature)] == signature:
             return name

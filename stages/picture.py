@@ -1,7 +1,7 @@
 """From the samples of a decoded image to what a viewer shows of it.
 
-The readers of the file formats give a ``Raster`` (samples of any depth, as they are stored, and what they mean) or, where
-Pillow has made 8-bit pixels of them already, a ``Picture``. The rules of display are in ``Raster.show``.
+The readers of the file formats give a ``Raster`` (samples of any depth, as they are stored, and what they mean) or,
+where Pillow has made 8-bit pixels of them already, a ``Picture``. The rules of display are in ``Raster.show``.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from PIL import Image
 
 # Samples that are worked on at once; bounds what the window and alpha take beside the image itself.
 _BAND = 1 << 20
-# Bytes of samples a pixel may have in an image of the most pixels that are allowed: 16 bits of red, green, blue and alpha.
+# Bytes a pixel may have in an image of as many pixels as are allowed: 16 bits of red, green, blue and alpha.
 _BYTES_A_PIXEL = 8
 # Share of the shown samples below the window, and as many above it.
 _CUT = 0.005
@@ -161,7 +161,7 @@ class Raster:
 
 
 def rgb_of_cmyk(samples: np.ndarray, full: int) -> np.ndarray:
-    """Red, green and blue of unsigned samples [H, W, 4 or more] of ink, where ``full`` is all ink; without a profile."""
+    """Red, green and blue of unsigned samples [H, W, 4 or more] of ink, without a profile; ``full`` is all ink."""
     colours = np.empty((*samples.shape[:2], 3), samples.dtype)
     for row, inks in enumerate(samples):
         ink = inks.astype(np.int64)

@@ -34,8 +34,8 @@ def read_image(
     Args:
         content: the file.
         name: of the format, for messages.
-        plugin: class of ``PIL``'s plugin for the format. It is called by itself: ``Image.open`` would try other formats,
-            and takes an MPO file for a stack of its pictures.
+        plugin: class of ``PIL``'s plugin for the format. It is called by itself: ``Image.open`` has its own limit of
+            pixels, and takes an MPO file for a stack of its pictures.
         max_pixels: more are refused before decoding.
         exif: what holds the orientation, if the plugin does not find it.
         single: the plugin has chosen the frame that is meant, and has turned it upright.
@@ -82,6 +82,5 @@ def _layers(image: Image.Image) -> tuple[Image.Image, ...]:
         if opacity.getextrema()[1] == 0:
             raise ImageError("NothingShown", "every pixel is fully transparent")
         return tuple(ImageChops.multiply(colour, opacity) for colour in colours)
-    if image.mode in ("1", "L"):
-        return (image.convert("L"),)
-    return (image.convert("RGB"),)
+    wanted = "L" if image.mode in ("1", "L") else "RGB"
+    return (image if image.mode == wanted else image.convert(wanted),)  # which copies, also to the same mode

@@ -251,7 +251,7 @@ class Segment:
         return replace(regions, logits=torch.where(inside, logits.clamp(min=step), outside))
 
     def _union(self, regions: Candidates, size: tuple[int, int]) -> np.ndarray:
-        """Union of the regions of one image as a mask, bool [H, W], in the image's stored size."""
+        """Union of the regions of one image as a mask, bool [H, W], in the size of the upright image."""
         if not regions.score.numel():
             return np.ones(size, bool)
         full = F.interpolate(regions.logits[None], size, mode="bilinear", align_corners=False)[0]

@@ -5,7 +5,6 @@ import itertools
 import logging
 import math
 import struct
-from collections.abc import Iterator
 
 import imagecodecs
 import numpy as np
@@ -25,7 +24,7 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
 _ORIENTATION, _PHOTOMETRIC, _INK_SET = 274, 262, 332
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _PALETTE = PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.PALETTE
 # Samples of colour a pixel, by photometric interpretation; what is not here is not read.
-_COLOURS = {
+_COLOURS: dict[int, int] = {
     _WHITE_IS_ZERO: 1,
     _BLACK_IS_ZERO: 1,
     PHOTOMETRIC.MASK: 1,
@@ -38,6 +37,8 @@ _COLOURS = {
 }
 _JPEG = {COMPRESSION.OJPEG, COMPRESSION.JPEG, COMPRESSION.ALT_JPEG, COMPRESSION.JPEG_LOSSY}
 _JPEG_2000 = {COMPRESSION.JPEG2000, COMPRESSION.JPEG_2000_LOSSY, COMPRESSION.APERIO_JP2000_RGB}
+# Whether imagecodecs gives the bytes of big-endian samples of 24 bits in the wrong order, as release 2026.3.6 does.
+_24_BITS_ARE_SWAPPED = imagecodecs.packints_decode(b"\0\0\1", np.dtype(">u4"), 24, runlen=1)[0] != 1
 # Compressions whose decoders give red, green and blue for YCbCr.
 _TO_RGB = _JPEG | {COMPRESSION.WEBP, COMPRESSION.JPEGXL}
 
@@ -80,11 +81,11 @@ def _damaged_header(content: bytes) -> ImageError:
 def _photometric(page: TiffPage) -> int:
     """Photometric interpretation; where the tag is missing, what libtiff takes it for."""
     if _PHOTOMETRIC in page.tags or page.compression == COMPRESSION.OJPEG:
-        return int(page.photometric)
+        return page.photometric
     if page.samplesperpixel >= 3:
-        return int(PHOTOMETRIC.RGB)
+        return PHOTOMETRIC.RGB
     fax = page.compression in (COMPRESSION.CCITTRLE, COMPRESSION.CCITTFAX3, COMPRESSION.CCITTFAX4)
-    return int(_WHITE_IS_ZERO if fax else _BLACK_IS_ZERO)
+    return _WHITE_IS_ZERO if fax else _BLACK_IS_ZERO
 
 
 def _check_page(page: TiffPage, max_pixels: int) -> None:
@@ -103,6 +104,8 @@ def _check_page(page: TiffPage, max_pixels: int) -> None:
         raise _unsupported("of complex numbers")
     if page.dtype is None or not isinstance(page.bitspersample, int):
         raise _unsupported(f"of samples of {page.bitspersample} bits in format {page.sampleformat}")
+    if page.bitspersample == 24 and page.predictor != 1:
+        raise _unsupported("of 24 bits with a predictor")
     try:
         tifffile.TIFF.DECOMPRESSORS[page.compression]
     except KeyError as error:
@@ -125,7 +128,7 @@ def _check_segments(page: TiffPage, content: bytes, max_pixels: int) -> None:
     segments = list(itertools.islice(zip(page.dataoffsets, page.databytecounts, strict=False), count))
     missing = count - sum(1 for offset, length in segments if offset and length)
     if missing:
-        raise ImageError("Undecodable", f"the TIFF is incomplete: {missing} of its {count} strips or tiles hold no data")
+        raise ImageError("Undecodable", f"the TIFF is incomplete: {missing} of {count} strips or tiles hold no data")
     if page.compression != COMPRESSION.NONE and any(offset + length > len(content) for offset, length in segments):
         raise _truncated()
     if page.compression not in _JPEG | _JPEG_2000:
@@ -159,6 +162,8 @@ def _samples(page: TiffPage, content: bytes) -> np.ndarray:
         raise ImageError("Undecodable", f"the image data are damaged ({what}: {type(error).__name__})") from error
     samples = samples[:, 0]  # separate samples, height, width, samples that lie together
     samples = samples[0] if samples.shape[0] == 1 else np.moveaxis(samples[..., 0], 0, 2)
+    if page.bitspersample == 24 and samples.dtype.kind == "u" and page.parent.byteorder == ">":
+        return samples.byteswap() if _24_BITS_ARE_SWAPPED else samples
     if samples.dtype.isnative:
         return samples
     return samples.byteswap(inplace=samples.flags.writeable).view(samples.dtype.newbyteorder("="))
@@ -213,8 +218,8 @@ def _looked_up(page: TiffPage, places: np.ndarray) -> np.ndarray:
         raise ImageError("Undecodable", "the TIFF has a palette without a colour map")
     if places.size and int(places.max()) >= colours.shape[1]:
         raise ImageError("Undecodable", "the TIFF has samples outside of its colour map")
-    colours = colours if colours.max() < 256 else colours >> 8
-    return colours.T.astype(np.uint8)[places]
+    shown = (colours if colours.max() < 256 else colours >> 8).astype(np.uint8)
+    return shown.T[places]
 
 
 def _rgb_of_lab(samples: np.ndarray, *, signed: bool) -> np.ndarray:
@@ -231,7 +236,7 @@ def _rgb_of_lab(samples: np.ndarray, *, signed: bool) -> np.ndarray:
 
 
 def _by_libtiff(content: bytes, page: TiffPage, max_pixels: int) -> Picture:
-    """YCbCr that is not compressed as JPEG, by Pillow, which leaves it to libtiff; it applies the orientation itself."""
+    """YCbCr that is not compressed as JPEG, by Pillow, which uses libtiff and applies the orientation itself."""
     if page.is_subifd:
         raise _unsupported("of YCbCr in a sub-directory")
 

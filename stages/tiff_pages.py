@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import struct
 from collections.abc import Iterator
 
 from tifffile import TiffFile, TiffPage
@@ -22,7 +23,7 @@ def main_page(file: TiffFile) -> TiffPage | None:
     half of it. Sub-directories count as pages, since some cameras keep the main image there.
 
     Raises:
-        ImageError: ManyFrames, where several images are left.
+        ImageError: ManyFrames, where several images are left; Truncated, where some may lie behind the end.
     """
     pages = [page for page in _pages(file) if page.imagewidth and page.imagelength]
     if not pages:
@@ -39,14 +40,36 @@ def main_page(file: TiffFile) -> TiffPage | None:
 
 
 def _pages(file: TiffFile) -> Iterator[TiffPage]:
-    """Pages and those of their sub-directories; directories that lead back to an earlier one end the file."""
-    seen: set[int] = set()
+    """Pages and those of their sub-directories; a directory that leads back to an earlier one ends the file.
+
+    Raises:
+        ImageError: Truncated, where a directory lies behind the end: the main image may be there.
+    """
+    seen: list[int] = []
     for page in itertools.islice(file.pages, _PAGES):
         if not isinstance(page, TiffPage) or page.offset in seen:
             return
-        seen.add(page.offset)
+        seen.append(page.offset)
         yield page
+        if any(offset >= file.filehandle.size for offset in page.subifds or ()):
+            raise _truncated()
         yield from (inner for inner in itertools.islice(page.pages or (), _PAGES) if isinstance(inner, TiffPage))
+    if seen and len(seen) < _PAGES and _next_directory(file, seen[-1]) not in (0, *seen):
+        raise _truncated()
+
+
+def _next_directory(file: TiffFile, offset: int) -> int:
+    """Where the directory after that at an offset is said to be; 0 where it is the last."""
+    stream, form = file.filehandle, file.tiff
+    stream.seek(offset)
+    (tags,) = struct.unpack(form.tagnoformat, stream.read(form.tagnosize))
+    stream.seek(offset + form.tagnosize + tags * form.tagsize)
+    following = stream.read(form.offsetsize)
+    return int(struct.unpack(form.offsetformat, following)[0]) if len(following) == form.offsetsize else 0
+
+
+def _truncated() -> ImageError:
+    return ImageError("Truncated", "the TIFF is truncated: it names an image that lies behind its end")
 
 
 def _is_reduced(page: TiffPage) -> bool:
@@ -60,7 +83,7 @@ def _is_thumbnail(page: TiffPage, main: TiffPage) -> bool:
 
 
 def _planes(file: TiffFile, page: TiffPage) -> int:
-    """Images in a stack that has one directory for all of it, as ImageJ, tifffile and volumes do; 0 where it is none."""
+    """Images in a stack with one directory for all of it, as ImageJ, tifffile and volumes have; 0 where it is none."""
     if page.imagedepth > 1:
         return int(page.imagedepth)
     if not (file.is_imagej or file.is_shaped) or len(file.pages) > 1:

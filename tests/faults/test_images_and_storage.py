@@ -41,12 +41,12 @@ def poisoned(good: bytes) -> dict[str, tuple[bytes, str]]:
     middle = len(good) // 2
     return {
         "bad-empty.png": (b"", "EmptyImage"),
-        "bad-header.png": (good[:20], "Undecodable"),
-        "bad-cut.png": (good[:middle], "Undecodable"),
+        "bad-header.png": (good[:20], "Truncated"),
+        "bad-cut.png": (good[:middle], "Truncated"),
         "bad-flipped.png": (good[:middle] + bytes(64) + good[middle + 64 :], "Undecodable"),
         "bad-text.png": (b"this is no image", "Undecodable"),
         "bad-zeros.png": (bytes(5000), "Undecodable"),
-        "bad-cut.jpg": (jpeg.getvalue()[: len(jpeg.getvalue()) // 3], "Undecodable"),
+        "bad-cut.jpg": (jpeg.getvalue()[: len(jpeg.getvalue()) // 3], "Truncated"),
         "bad-gif.png": (b"GIF89a" + bytes(100), "Undecodable"),
         "bad-frames.tiff": (two.getvalue(), "ManyFrames"),
         "bad-nan.tiff": (nan.getvalue(), "NotFinite"),

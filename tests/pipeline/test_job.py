@@ -78,7 +78,7 @@ def test_every_image_is_in_predictions_or_quarantine_once(job: SimpleNamespace) 
     assert sorted(ids) == sorted(path.name for path in (job.root / "images").iterdir())
     assert {row["image_id"]: row["error"] for row in refused} == {
         "zero.png": "EmptyImage",
-        "cut.png": "Undecodable",
+        "cut.png": "Truncated",
         "text.jpg": "Undecodable",
     }
     assert job.scored["scored"] == COUNT and job.scored["quarantined"] == BAD and job.scored["resumed"] == 0

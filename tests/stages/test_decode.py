@@ -69,11 +69,11 @@ def test_sixteen_bits_are_windowed() -> None:
     [
         (b"", "EmptyImage"),
         (b"not an image", "Undecodable"),
-        (png(GREY)[:200], "Undecodable"),
+        (png(GREY)[:200], "Truncated"),
         (save(Image.fromarray(GREY), "JPEG"), "WrongMediaType"),
         (huge_png(), "TooManyPixels"),
         (png(np.zeros((1100, 1000), np.uint8)), "TooManyPixels"),
-        (save(Image.fromarray(GREY), "GIF"), "Undecodable"),
+        (save(Image.fromarray(GREY), "GIF"), "WrongMediaType"),
     ],
 )
 def test_a_bad_image_costs_itself_only(content: bytes, kind: str) -> None:

@@ -134,7 +134,7 @@ def candidates(logits: torch.Tensor, score: list[float], clicks: torch.Tensor | 
 
 @pytest.mark.parametrize("margin", [0.0, 2.0])
 def test_full_size_masks_equal_the_package_s_own(starter_sam2, margin: float) -> None:
-    """The union at the stored size, against the predictor's own upscaling of the same masks."""
+    """The union at the image's size, against the predictor's own upscaling of the same masks."""
     segment = stage(starter_sam2, margin=margin)
     logits = torch.randn(2, 64, 64).cumsum(-1)
     union = segment._union(candidates(logits, [1.0, 1.0]), (123, 77))

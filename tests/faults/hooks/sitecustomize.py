@@ -1,6 +1,6 @@
 """Faults inside of worker processes, where the environment asks for them; on ``PYTHONPATH`` of a run under test.
 
-``FAULT_KILL_ON``: decoding an image that contains these bytes, in hexadecimal, kills the process. ``FAULT_COUNT``: file
+``FAULT_KILL_ON``: decoding a PNG that contains these bytes, in hexadecimal, kills the process. ``FAULT_COUNT``: file
 to which each pass of SAM2 adds the number of its images, a line each.
 """
 
@@ -10,16 +10,16 @@ import signal
 import sys
 
 if "FAULT_KILL_ON" in os.environ:
-    from PIL import Image
+    from PIL import PngImagePlugin
 
-    _open = Image.open
+    _open = PngImagePlugin.PngImageFile._open
 
-    def _killing(file, *arguments, **options):
-        if bytes.fromhex(os.environ["FAULT_KILL_ON"]) in file.getvalue():
+    def _killing(self):
+        if bytes.fromhex(os.environ["FAULT_KILL_ON"]) in self.fp.getvalue():
             os.kill(os.getpid(), signal.SIGKILL)
-        return _open(file, *arguments, **options)
+        return _open(self)
 
-    Image.open = _killing
+    PngImagePlugin.PngImageFile._open = _killing
 
 
 class _Counting:
