@@ -22,14 +22,14 @@ import pyarrow as pa
 
 from benchmarks.nothing import NoModels
 from benchmarks.untrained import untrained
-from pipeline import flow, records, score
-from pipeline.commit import PREDICTIONS, QUARANTINE, part_name
-from pipeline.config import Config
-from pipeline.logs import Progress
-from pipeline.manifest import ShardEntry, write_manifest
-from pipeline.shard_writer import ImageFile, write_shard
-from pipeline.storage import locate
-from starter.phantoms import write_set
+from medfocus.pipeline import flow, records, score
+from medfocus.pipeline.commit import PREDICTIONS, QUARANTINE, part_name
+from medfocus.pipeline.config import Config
+from medfocus.pipeline.logs import Progress
+from medfocus.pipeline.manifest import ShardEntry, write_manifest
+from medfocus.pipeline.shard_writer import ImageFile, write_shard
+from medfocus.pipeline.storage import locate
+from medfocus.starter.phantoms import write_set
 
 MOST_SECONDS, MOST_MIB = 60.0, 1024
 # Of a hundred shards one is unfinished, and one that is finished has a quarantined row.

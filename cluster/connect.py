@@ -23,7 +23,7 @@ os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(4, os.cp
 import ray
 from ray.data import DataContext
 
-from cluster.errors import ClusterError
+from medfocus.cluster.errors import ClusterError
 
 
 @contextmanager

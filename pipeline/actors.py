@@ -6,22 +6,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from cluster.resources import Share
-from pipeline import checkpoints
-from pipeline.calibration import Calibration
-from pipeline.commit import Output
-from pipeline.config import Config
-from pipeline.isolation import Isolation
-from pipeline.storage import Location
-from pipeline.writing import Version, commit_rows
-from stages.batch import Batch
-from stages.prompt_settings import PromptSettings
-from stages.segment import Segment
-from stages.weights import load_clip, load_sam2, load_tokenizer
+from medfocus.cluster.resources import Share
+from medfocus.pipeline import checkpoints
+from medfocus.pipeline.calibration import Calibration
+from medfocus.pipeline.commit import Output
+from medfocus.pipeline.config import Config
+from medfocus.pipeline.isolation import Isolation
+from medfocus.pipeline.storage import Location
+from medfocus.pipeline.writing import Version, commit_rows
+from medfocus.stages.batch import Batch
+from medfocus.stages.prompt_settings import PromptSettings
+from medfocus.stages.segment import Segment
+from medfocus.stages.weights import load_clip, load_sam2, load_tokenizer
 
 if TYPE_CHECKING:
-    from stages.classify import Classify
-    from stages.embed import Embed
+    from medfocus.stages.classify import Classify
+    from medfocus.stages.embed import Embed
 
 # Of an actor's process, read by glibc when it begins. Ray Data calls an actor from a thread, whose memory glibc would
 # take from an arena of its own, and give back to the system whenever a large tensor ends: its pages are then faulted in
@@ -87,10 +87,10 @@ def load_segment(config: Config, device: str) -> Segment:
 def load_embed(config: Config, device: str, prompts: Prompts | None) -> "tuple[Embed, Classify | None]":
     """CLIP below the cut, and with prompts what classifies by it."""
     # Here, not above: open_clip takes seconds to import, and the driver does without.
-    from stages.classify import Classify
-    from stages.embed import Embed
-    from stages.prompted_clip import PromptedCLIP
-    from stages.tower import ImageTower
+    from medfocus.stages.classify import Classify
+    from medfocus.stages.embed import Embed
+    from medfocus.stages.prompted_clip import PromptedCLIP
+    from medfocus.stages.tower import ImageTower
 
     source = checkpoints.resolve_clip(config.clip, config.storage)
     clip = load_clip(source.model, source.checkpoint, source.preprocess, device=device)

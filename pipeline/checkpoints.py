@@ -14,10 +14,10 @@ from typing import Any
 
 from huggingface_hub import hf_hub_download, snapshot_download
 
-from pipeline.config import ClipSection, SegmentSection, StorageSection
-from pipeline.errors import UsageError
-from pipeline.storage import locate
-from stages.weights import WeightsError, check_sha256, file_sha256, sam2_hub_file, sam2_image_size
+from medfocus.pipeline.config import ClipSection, SegmentSection, StorageSection
+from medfocus.pipeline.errors import UsageError
+from medfocus.pipeline.storage import locate
+from medfocus.stages.weights import WeightsError, check_sha256, file_sha256, sam2_hub_file, sam2_image_size
 
 STARTER = "starter"
 
@@ -104,7 +104,7 @@ def _checked(
 
 
 def _starter_folder(name: str) -> Path:
-    return Path(str(files(STARTER) / name))
+    return Path(str(files(f"medfocus.{STARTER}") / name))
 
 
 def _existing(path: Path) -> Path | None:

@@ -9,10 +9,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import ClusterError
-from pipeline.config import Config, documented_keys, load_config
-from pipeline.errors import MedFocusError, TooManyQuarantined, UsageError
-from pipeline.logs import configure, log
+from medfocus.cluster.errors import ClusterError
+from medfocus.pipeline.config import Config, documented_keys, load_config
+from medfocus.pipeline.errors import MedFocusError, TooManyQuarantined, UsageError
+from medfocus.pipeline.logs import configure, log
 
 _DESCRIPTION = """Archives of medical images to scored, explained results, with SAM2 regions guiding a frozen CLIP.
 Research software: not for clinical use."""
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(call: argparse.Namespace, config: Config) -> dict[str, Any]:
     # Imported when asked for: ray, torch and mlflow take seconds.
-    run: Callable[..., dict[str, Any]] = import_module(f"pipeline.{call.command}").run
+    run: Callable[..., dict[str, Any]] = import_module(f"medfocus.pipeline.{call.command}").run
     options = {name: getattr(call, name) for name in ("overwrite", "retry_quarantined") if name in call}
     return run(config, *(getattr(call, name) for name in _POSITIONS[call.command]), **options)
 

@@ -13,10 +13,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import records
-from pipeline.errors import UsageError
-from pipeline.manifest import Manifest, ShardEntry
-from pipeline.storage import Location
+from medfocus.pipeline import records
+from medfocus.pipeline.errors import UsageError
+from medfocus.pipeline.manifest import Manifest, ShardEntry
+from medfocus.pipeline.storage import Location
 
 RUN_FILE = "run.json"
 PREDICTIONS, FEATURES, QUARANTINE = "predictions", "features", "quarantine"

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pipeline.errors import UsageError
-from stages.prompt_settings import PromptSettings
+from medfocus.pipeline.errors import UsageError
+from medfocus.stages.prompt_settings import PromptSettings
 
 Focus = Literal["none", "masked_image", "attention", "both"]
 

@@ -13,14 +13,14 @@ import numpy as np
 import pyarrow.dataset as pads
 from PIL import Image
 
-from cluster.connect import connected
-from pipeline import charts, embed, evaluate, pack, score, tracking, train
-from pipeline.commit import PREDICTIONS
-from pipeline.config import Config
-from pipeline.errors import MedFocusError
-from pipeline.logs import event
-from pipeline.metrics import as_lines
-from stages.masks import decode_mask
+from medfocus.cluster.connect import connected
+from medfocus.pipeline import charts, embed, evaluate, pack, score, tracking, train
+from medfocus.pipeline.commit import PREDICTIONS
+from medfocus.pipeline.config import Config
+from medfocus.pipeline.errors import MedFocusError
+from medfocus.pipeline.logs import event
+from medfocus.pipeline.metrics import as_lines
+from medfocus.stages.masks import decode_mask
 
 # Phantoms of one set: the first are the labelled few, the others the archive.
 _LABELLED, _ARCHIVE = 240, 160
@@ -88,7 +88,7 @@ def _small(config: Config) -> Config:
 def _draw(folder: Path) -> dict[str, Any]:
     """Two sets of phantoms that share no patient, by the starter's own command."""
     for name, start, count in (("labelled", 0, _LABELLED), ("archive", _LABELLED, _ARCHIVE)):
-        command = [sys.executable, "-m", "starter.phantoms", str(folder / name)]
+        command = [sys.executable, "-m", "medfocus.starter.phantoms", str(folder / name)]
         made = subprocess.run(
             [*command, "--start", str(start), "--count", str(count)], capture_output=True, text=True, check=False
         )

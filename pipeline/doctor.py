@@ -9,10 +9,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import ClusterError
-from pipeline.config import ClipSection, Config, SegmentSection
-from pipeline.errors import MedFocusError
-from pipeline.storage import locate, s3_endpoint, without_credentials
+from medfocus.cluster.errors import ClusterError
+from medfocus.pipeline.config import ClipSection, Config, SegmentSection
+from medfocus.pipeline.errors import MedFocusError
+from medfocus.pipeline.storage import locate, s3_endpoint, without_credentials
 
 # What may be broken is imported by its own check, so that one library that is does not hide the others.
 
@@ -84,7 +84,7 @@ def _torch() -> str:
 
 
 def _torchvision() -> str:
-    from stages import torchvision_ops
+    from medfocus.stages import torchvision_ops
 
     # isort: split
     import torchvision
@@ -94,7 +94,7 @@ def _torchvision() -> str:
 
 
 def _ray(config: Config) -> str:
-    from cluster.connect import connected
+    from medfocus.cluster.connect import connected
 
     try:
         with connected(config.cluster.address, config.cluster.cpus) as resources:
@@ -120,15 +120,15 @@ def _storage(config: Config, probe: str | None) -> str:
 
 
 def _mlflow(config: Config) -> str:
-    from pipeline import tracking
+    from medfocus.pipeline import tracking
 
     tracking.connect(config)
     return f"{version('mlflow')}, {tracking.shown_uri(config)}"
 
 
 def _weights(resolve: str, section: SegmentSection | ClipSection, config: Config) -> str:
-    from pipeline import checkpoints
-    from stages.weights import file_sha256
+    from medfocus.pipeline import checkpoints
+    from medfocus.stages.weights import file_sha256
 
     source = getattr(checkpoints, resolve)(section, config.storage)
     return f"{source.checkpoint.name}, sha256 {file_sha256(source.checkpoint)}"

@@ -3,19 +3,19 @@
 import time
 from typing import Any
 
-from cluster.connect import connected
-from cluster.resources import plan
-from pipeline import tracking
-from pipeline.actors import Work
-from pipeline.commit import FEATURES, Output
-from pipeline.config import Config
-from pipeline.errors import before_start
-from pipeline.flow import run_shards
-from pipeline.logs import event, progress
-from pipeline.manifest import read_manifest
-from pipeline.models import Foundation
-from pipeline.storage import locate
-from pipeline.writing import Version
+from medfocus.cluster.connect import connected
+from medfocus.cluster.resources import plan
+from medfocus.pipeline import tracking
+from medfocus.pipeline.actors import Work
+from medfocus.pipeline.commit import FEATURES, Output
+from medfocus.pipeline.config import Config
+from medfocus.pipeline.errors import before_start
+from medfocus.pipeline.flow import run_shards
+from medfocus.pipeline.logs import event, progress
+from medfocus.pipeline.manifest import read_manifest
+from medfocus.pipeline.models import Foundation
+from medfocus.pipeline.storage import locate
+from medfocus.pipeline.writing import Version
 
 
 def run(

@@ -17,14 +17,14 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.dataset as pads
 
-from pipeline import charts, records, tracking
-from pipeline.commit import PREDICTIONS, RUN_FILE, Output
-from pipeline.config import Config, EvaluateSection
-from pipeline.errors import UsageError, before_start
-from pipeline.logs import event, log
-from pipeline.manifest import FILE, read_manifest
-from pipeline.metrics import Judged, as_lines, calibration, confusion, measure
-from pipeline.storage import Location, locate
+from medfocus.pipeline import charts, records, tracking
+from medfocus.pipeline.commit import PREDICTIONS, RUN_FILE, Output
+from medfocus.pipeline.config import Config, EvaluateSection
+from medfocus.pipeline.errors import UsageError, before_start
+from medfocus.pipeline.logs import event, log
+from medfocus.pipeline.manifest import FILE, read_manifest
+from medfocus.pipeline.metrics import Judged, as_lines, calibration, confusion, measure
+from medfocus.pipeline.storage import Location, locate
 
 _COLUMNS = ["image_id", "patient_id", "site", "probabilities", "decision", "model_version"]
 # Files read at once: an object store answers slowly, not little.

@@ -16,14 +16,14 @@ import ray
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, WorkerCrashedError
 
-from cluster.resources import Plan, Share
-from pipeline import checkpoints
-from pipeline.actors import ENVIRONMENT, ModelActor, Work
-from pipeline.errors import MedFocusError
-from pipeline.isolation import FAILURE, Isolation, open_journal
-from pipeline.logs import Progress, log
-from pipeline.manifest import ShardEntry
-from pipeline.reading import read_and_decode
+from medfocus.cluster.resources import Plan, Share
+from medfocus.pipeline import checkpoints
+from medfocus.pipeline.actors import ENVIRONMENT, ModelActor, Work
+from medfocus.pipeline.errors import MedFocusError
+from medfocus.pipeline.isolation import FAILURE, Isolation, open_journal
+from medfocus.pipeline.logs import Progress, log
+from medfocus.pipeline.manifest import ShardEntry
+from medfocus.pipeline.reading import read_and_decode
 
 # How often a shard is tried, and the seconds before the first new try; each later one waits twice as long.
 _TRIES, _PAUSE = 4, 2.0

@@ -14,9 +14,9 @@ import numpy as np
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.errors import MedFocusError
-from pipeline.storage import AccessError
-from stages.batch import Batch, fail, well, writable
+from medfocus.pipeline.errors import MedFocusError
+from medfocus.pipeline.storage import AccessError
+from medfocus.stages.batch import Batch, fail, well, writable
 
 # Rows that are worked on at once: all of them are looked at one by one if their worker dies.
 GROUP = 32

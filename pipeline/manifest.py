@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline import records
-from pipeline.errors import UsageError
-from pipeline.storage import Location
+from medfocus.pipeline import records
+from medfocus.pipeline.errors import UsageError
+from medfocus.pipeline.storage import Location
 
 FILE = "manifest.json"
 

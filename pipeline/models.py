@@ -17,15 +17,15 @@ import torch
 from mlflow.exceptions import MlflowException
 from safetensors.torch import save_file
 
-from pipeline import checkpoints, tracking
-from pipeline.actors import Prompts
-from pipeline.calibration import Calibration
-from pipeline.commit import settings_key
-from pipeline.config import Config, Section
-from pipeline.errors import UsageError
-from pipeline.storage import locate
-from stages.prompt_settings import PromptSettings
-from stages.weights import WeightsError, read_state_dict
+from medfocus.pipeline import checkpoints, tracking
+from medfocus.pipeline.actors import Prompts
+from medfocus.pipeline.calibration import Calibration
+from medfocus.pipeline.commit import settings_key
+from medfocus.pipeline.config import Config, Section
+from medfocus.pipeline.errors import UsageError
+from medfocus.pipeline.storage import locate
+from medfocus.stages.prompt_settings import PromptSettings
+from medfocus.stages.weights import WeightsError, read_state_dict
 
 PROMPTS_FILE, SETTINGS_FILE = "prompts.safetensors", "prompts.json"
 AnySection = TypeVar("AnySection", bound=Section)

@@ -12,14 +12,14 @@ from typing import Any
 import pyarrow.fs as pafs
 import ray
 
-from cluster.connect import connected
-from pipeline import tracking
-from pipeline.config import Config, PackSection
-from pipeline.errors import UsageError, before_start
-from pipeline.logs import event, log, progress
-from pipeline.manifest import FILE, ShardEntry, write_manifest
-from pipeline.shard_writer import ImageFile, write_shard
-from pipeline.storage import Location, locate
+from medfocus.cluster.connect import connected
+from medfocus.pipeline import tracking
+from medfocus.pipeline.config import Config, PackSection
+from medfocus.pipeline.errors import UsageError, before_start
+from medfocus.pipeline.logs import event, log, progress
+from medfocus.pipeline.manifest import FILE, ShardEntry, write_manifest
+from medfocus.pipeline.shard_writer import ImageFile, write_shard
+from medfocus.pipeline.storage import Location, locate
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import pyarrow.dataset as pads
 
-from pipeline.commit import QUARANTINE
-from pipeline.config import Config
-from pipeline.errors import UsageError, before_start
-from pipeline.storage import locate
+from medfocus.pipeline.commit import QUARANTINE
+from medfocus.pipeline.config import Config
+from medfocus.pipeline.errors import UsageError, before_start
+from medfocus.pipeline.storage import locate
 
 
 def run(config: Config, out: str) -> dict[str, Any]:

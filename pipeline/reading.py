@@ -7,14 +7,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import records
-from pipeline.errors import MedFocusError, ShardError, UsageError
-from pipeline.isolation import FAILURE, Isolation, give_up
-from pipeline.manifest import ShardEntry
-from pipeline.storage import AccessError, Location
-from stages.batch import Batch, fail, start
-from stages.decode import Decode
-from stages.prompt_settings import PromptSettings
+from medfocus.pipeline import records
+from medfocus.pipeline.errors import MedFocusError, ShardError, UsageError
+from medfocus.pipeline.isolation import FAILURE, Isolation, give_up
+from medfocus.pipeline.manifest import ShardEntry
+from medfocus.pipeline.storage import AccessError, Location
+from medfocus.stages.batch import Batch, fail, start
+from medfocus.stages.decode import Decode
+from medfocus.stages.prompt_settings import PromptSettings
 
 # Columns that go with an image from the shard to the end; null travels as an empty string.
 CARRIED = ("image_id", "label", "patient_id", "site", "source_uri")

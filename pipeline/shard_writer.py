@@ -8,10 +8,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline import records
-from pipeline.manifest import ShardEntry
-from pipeline.storage import Location
-from stages.decode import media_type_of
+from medfocus.pipeline import records
+from medfocus.pipeline.manifest import ShardEntry
+from medfocus.pipeline.storage import Location
+from medfocus.stages.decode import media_type_of
 
 # Reads of small objects wait for the network, not for a processor.
 _READERS = 16

@@ -16,8 +16,8 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from pipeline.config import StorageSection
-from pipeline.errors import MedFocusError
+from medfocus.pipeline.config import StorageSection
+from medfocus.pipeline.errors import MedFocusError
 
 # The SDK's own name for an error, and the service's where the SDK has none for it; a refused HEAD tells no name.
 _AWS_CODE = re.compile(r"AWS Error (\w+)")

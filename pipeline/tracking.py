@@ -13,9 +13,9 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import RunStatus
 from mlflow.exceptions import MlflowException
 
-from pipeline.config import Config
-from pipeline.errors import MedFocusError
-from pipeline.storage import without_credentials
+from medfocus.pipeline.config import Config
+from medfocus.pipeline.errors import MedFocusError
+from medfocus.pipeline.storage import without_credentials
 
 # MLflow refuses longer parameter values.
 _LONGEST_PARAMETER = 6000

@@ -14,19 +14,19 @@ from ray.train.torch import TorchTrainer
 from scipy.special import softmax
 from sklearn.model_selection import StratifiedGroupKFold
 
-from cluster.connect import connected
-from cluster.resources import Share, training_share
-from pipeline import tracking
-from pipeline.calibration import calibrate
-from pipeline.commit import FEATURES, RUN_FILE, Output, settings_key
-from pipeline.config import Config
-from pipeline.errors import MedFocusError, UsageError, before_start
-from pipeline.logs import event
-from pipeline.models import Foundation, Model, register
-from pipeline.reading import read_features
-from pipeline.storage import Location, locate
-from pipeline.training_loop import Tuning, tune
-from stages.prompt_settings import PromptSettings
+from medfocus.cluster.connect import connected
+from medfocus.cluster.resources import Share, training_share
+from medfocus.pipeline import tracking
+from medfocus.pipeline.calibration import calibrate
+from medfocus.pipeline.commit import FEATURES, RUN_FILE, Output, settings_key
+from medfocus.pipeline.config import Config
+from medfocus.pipeline.errors import MedFocusError, UsageError, before_start
+from medfocus.pipeline.logs import event
+from medfocus.pipeline.models import Foundation, Model, register
+from medfocus.pipeline.reading import read_features
+from medfocus.pipeline.storage import Location, locate
+from medfocus.pipeline.training_loop import Tuning, tune
+from medfocus.stages.prompt_settings import PromptSettings
 
 FOLDER = "training"
 # Share of Ray's object memory that features may have and be kept by the workers; larger ones are streamed. What a

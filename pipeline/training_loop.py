@@ -23,14 +23,14 @@ from ray.train import Checkpoint
 from ray.train.torch import get_device, prepare_model
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline import checkpoints
-from pipeline.config import Config
-from pipeline.training_state import Progress
-from stages.prompt_settings import PromptSettings
-from stages.prompted_clip import PromptedCLIP
-from stages.tower import Remembered
-from stages.tuning import Shown, anneal, train_epoch
-from stages.weights import load_clip, load_tokenizer
+from medfocus.pipeline import checkpoints
+from medfocus.pipeline.config import Config
+from medfocus.pipeline.training_state import Progress
+from medfocus.stages.prompt_settings import PromptSettings
+from medfocus.stages.prompted_clip import PromptedCLIP
+from medfocus.stages.tower import Remembered
+from medfocus.stages.tuning import Shown, anneal, train_epoch
+from medfocus.stages.weights import load_clip, load_tokenizer
 
 # Rows a worker shuffles among where it streams; what is kept in memory is shuffled whole.
 _SHUFFLED = 2048

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline import records
-from pipeline.commit import Output
-from pipeline.errors import MedFocusError, ShardError
-from pipeline.isolation import FAILURE
-from pipeline.storage import AccessError, StorageError
-from stages.batch import well
+from medfocus.pipeline import records
+from medfocus.pipeline.commit import Output
+from medfocus.pipeline.errors import MedFocusError, ShardError
+from medfocus.pipeline.isolation import FAILURE
+from medfocus.pipeline.storage import AccessError, StorageError
+from medfocus.stages.batch import well
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from stages.batch import Batch, fail, start, well
+from medfocus.stages.batch import Batch, fail, start, well
 
 MEDIA_TYPES = {
     "PNG": "image/png",

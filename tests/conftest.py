@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages import torchvision_ops  # noqa: F401  before any test imports sam2 or open_clip
+from medfocus.stages import torchvision_ops  # noqa: F401  before any test imports sam2 or open_clip
 from tests import servers
 
 REPOSITORY = Path(__file__).parents[1]
@@ -37,9 +37,9 @@ def brain_mri(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="session")
 def starter_sam2():
-    from pipeline import checkpoints
-    from pipeline.config import Config
-    from stages.weights import load_sam2
+    from medfocus.pipeline import checkpoints
+    from medfocus.pipeline.config import Config
+    from medfocus.stages.weights import load_sam2
 
     source = checkpoints.resolve_sam2(Config().segment, Config().storage)
     return load_sam2(source.model, source.checkpoint)
@@ -47,9 +47,9 @@ def starter_sam2():
 
 @pytest.fixture(scope="session")
 def starter_clip():
-    from pipeline import checkpoints
-    from pipeline.config import Config
-    from stages.weights import load_clip
+    from medfocus.pipeline import checkpoints
+    from medfocus.pipeline.config import Config
+    from medfocus.stages.weights import load_clip
 
     source = checkpoints.resolve_clip(Config().clip, Config().storage)
     return load_clip(source.model, source.checkpoint)
@@ -57,9 +57,9 @@ def starter_clip():
 
 @pytest.fixture(scope="session")
 def starter_tokenizer():
-    from pipeline import checkpoints
-    from pipeline.config import Config
-    from stages.weights import load_tokenizer
+    from medfocus.pipeline import checkpoints
+    from medfocus.pipeline.config import Config
+    from medfocus.stages.weights import load_tokenizer
 
     return load_tokenizer(checkpoints.resolve_clip(Config().clip, Config().storage).model)
 
@@ -129,7 +129,7 @@ def mlflow_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """One local Ray for the tests of a process that stream."""
-    from cluster.connect import connected
+    from medfocus.cluster.connect import connected
 
     with connected(None, os.cpu_count()):
         yield

@@ -23,8 +23,8 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 
-from pipeline.config import StorageSection
-from pipeline.storage import locate
+from medfocus.pipeline.config import StorageSection
+from medfocus.pipeline.storage import locate
 
 HOOKS = Path(__file__).parent / "hooks"
 # Longest time that a run may take before a test gives it up.
@@ -44,7 +44,7 @@ class Scoring:
     def start(self, *more: str) -> subprocess.Popen[str]:
         """The command in a process group of its own, which takes its Ray with it."""
         settings = [part for setting in self.settings for part in ("--set", setting)]
-        command = [sys.executable, "-m", "pipeline", "score", self.shards, self.out, "--model", self.model]
+        command = [sys.executable, "-m", "medfocus", "score", self.shards, self.out, "--model", self.model]
         path = os.pathsep.join([str(HOOKS), os.environ.get("PYTHONPATH", "")])
         return subprocess.Popen(
             [*command, *settings, *more, "--json"],

@@ -16,12 +16,12 @@ import pytest
 from PIL import Image
 from sklearn.metrics import accuracy_score, recall_score, roc_auc_score
 
-from pipeline import evaluate, records
-from pipeline.commit import PREDICTIONS, Output
-from pipeline.config import Config, StorageSection, load_config
-from pipeline.errors import UsageError
-from pipeline.manifest import Manifest, ShardEntry, write_manifest
-from pipeline.storage import locate
+from medfocus.pipeline import evaluate, records
+from medfocus.pipeline.commit import PREDICTIONS, Output
+from medfocus.pipeline.config import Config, StorageSection, load_config
+from medfocus.pipeline.errors import UsageError
+from medfocus.pipeline.manifest import Manifest, ShardEntry, write_manifest
+from medfocus.pipeline.storage import locate
 
 CLASSES = ("cyst", "ring lesion", "solid mass")
 

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 import ray
 
-from cluster.resources import plan
-from pipeline.actors import ENVIRONMENT
-from pipeline.flow import _actors
+from medfocus.cluster.resources import plan
+from medfocus.pipeline.actors import ENVIRONMENT
+from medfocus.pipeline.flow import _actors
 
 BEGUN_WITH = Path("/proc/self/environ")
 

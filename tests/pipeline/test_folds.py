@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import UsageError
-from pipeline.train import assign_folds
+from medfocus.pipeline.errors import UsageError
+from medfocus.pipeline.train import assign_folds
 
 rows = st.lists(
     st.tuples(st.sampled_from("abc"), st.one_of(st.none(), st.integers(0, 12).map(str))), min_size=2, max_size=60

@@ -6,9 +6,9 @@ import ray
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.isolation import FAILURE, GROUP, Isolation, Journal, open_journal
-from pipeline.storage import AccessError, StorageError
-from stages.batch import start, well
+from medfocus.pipeline.isolation import FAILURE, GROUP, Isolation, Journal, open_journal
+from medfocus.pipeline.storage import AccessError, StorageError
+from medfocus.stages.batch import start, well
 
 
 @pytest.fixture(scope="module")

@@ -14,18 +14,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pipeline import embed, evaluate, pack, records, score, train
-from pipeline.config import Config, load_config
-from pipeline.errors import MedFocusError, TooManyQuarantined, UsageError
-from pipeline.manifest import read_manifest
-from pipeline.models import resolve_model
-from pipeline.storage import locate
-from stages.classify import Classify
-from stages.decode import Decode
-from stages.embed import Embed
-from stages.masks import decode_mask
-from stages.prompted_clip import PromptedCLIP
-from stages.segment import Segment
+from medfocus.pipeline import embed, evaluate, pack, records, score, train
+from medfocus.pipeline.config import Config, load_config
+from medfocus.pipeline.errors import MedFocusError, TooManyQuarantined, UsageError
+from medfocus.pipeline.manifest import read_manifest
+from medfocus.pipeline.models import resolve_model
+from medfocus.pipeline.storage import locate
+from medfocus.stages.classify import Classify
+from medfocus.stages.decode import Decode
+from medfocus.stages.embed import Embed
+from medfocus.stages.masks import decode_mask
+from medfocus.stages.prompted_clip import PromptedCLIP
+from medfocus.stages.segment import Segment
 
 COUNT, BAD = 48, 3
 
@@ -38,7 +38,7 @@ def rows_of(folder: Path) -> list[dict]:
 def job(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> SimpleNamespace:
     """Phantoms and three bad images, packed, embedded, trained on, scored and evaluated."""
     root = tmp_path_factory.mktemp("job")
-    command = [sys.executable, "-m", "starter.phantoms", str(root), "--count", str(COUNT)]
+    command = [sys.executable, "-m", "medfocus.starter.phantoms", str(root), "--count", str(COUNT)]
     subprocess.run(command, check=True)
     (root / "images" / "zero.png").write_bytes(b"")
     (root / "images" / "cut.png").write_bytes((root / "images" / "000000.png").read_bytes()[:500])
@@ -253,7 +253,7 @@ def test_a_model_folder_serves_as_well_as_the_registry(job: SimpleNamespace, tmp
 def test_a_shard_that_is_none_is_one_clear_line(job: SimpleNamespace, tmp_path: Path, change: str) -> None:
     import hashlib
 
-    from pipeline.cli import _unwrapped
+    from medfocus.pipeline.cli import _unwrapped
 
     shards = tmp_path / "shards"
     shutil.copytree(job.paths.shards, shards)

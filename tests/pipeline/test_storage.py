@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import StorageSection
-from pipeline.storage import StorageError, locate
+from medfocus.pipeline.config import StorageSection
+from medfocus.pipeline.storage import StorageError, locate
 from tests import servers
 
 

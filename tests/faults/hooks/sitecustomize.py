@@ -26,7 +26,7 @@ class _Counting:
     """Wraps ``stages.segment.Segment.find`` when that module is imported."""
 
     def find_spec(self, name, path, target=None):
-        if name != "stages.segment":
+        if name != "medfocus.stages.segment":
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         execute = spec.loader.exec_module
