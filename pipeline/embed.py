@@ -9,7 +9,7 @@ from medfocus.pipeline import tracking
 from medfocus.pipeline.actors import Work
 from medfocus.pipeline.commit import FEATURES, Output
 from medfocus.pipeline.config import Config
-from medfocus.pipeline.errors import before_start
+from medfocus.pipeline.errors import UsageError, before_start
 from medfocus.pipeline.flow import run_shards
 from medfocus.pipeline.logs import event, progress
 from medfocus.pipeline.manifest import read_manifest
@@ -36,23 +36,27 @@ def run(
     with before_start():
         source = locate(shards, config.storage)
         manifest = read_manifest(source)
+        rows = sum(shard.most_labelled for shard in manifest.shards)
+        if not rows:
+            raise UsageError(f"{source.uri}: no image has a label; pack again with labels")
         foundation = Foundation.of(config)
-        output = Output(locate(features, config.storage), FEATURES)
+        output = Output(locate(features, config.storage), FEATURES, replaces=retry_quarantined)
         settings = {"foundation": vars(foundation), "max_pixels": config.decode.max_pixels}
         record, todo = output.begin(settings, manifest, overwrite=overwrite, retry_quarantined=retry_quarantined)
-    resumed = manifest.rows - sum(shard.rows for shard in todo)
+    todo = [shard for shard in todo if shard.most_labelled]
+    resumed = rows - sum(shard.most_labelled for shard in todo)
     started = time.monotonic()
     with tracking.run("embed", config, resume=record.get("mlflow_run_id")) as active:
         output.update(mlflow_run_id=active.info.run_id)
         tracking.log_dataset("shards", manifest.digest, "embed")
         with connected(config.cluster.address, config.cluster.cpus) as resources:
-            with progress("embed", manifest.rows, resumed, tracking.log_progress) as shown:
+            with progress("embed", rows, resumed, tracking.log_progress) as shown:
                 work = Work(source, output, config, Version(foundation.key), prompts=None)
                 done = run_shards(todo, work, plan(resources), shown)
         output.update(finished=True, digest=manifest.digest)
         seconds = time.monotonic() - started
         summary = {
-            "rows": manifest.rows,
+            "rows": rows,
             "embedded": done.written,
             "resumed": resumed,
             "retried_shards": done.retried,

@@ -42,7 +42,7 @@ def run(
         config = model.foundation.adopt(config)
         config = config.model_copy(update={"model": config.model.model_copy(update={"focus": model.settings.focus})})
         prompts = model.prompts(config.score.accept_at)
-        output = Output(locate(out, config.storage), PREDICTIONS)
+        output = Output(locate(out, config.storage), PREDICTIONS, replaces=retry_quarantined)
         settings = {
             "model": version,
             "model_digest": model.digest,  # a version of the same name in another registry is another model

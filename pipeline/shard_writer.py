@@ -52,7 +52,8 @@ def write_shard(plan: dict[str, Any], origin: Location, target: Location) -> dic
     content = records.encode(table)
     (target / plan["name"]).write(content)
     digest = hashlib.sha256(content).hexdigest()
-    return asdict(ShardEntry(plan["name"], len(images), len(content), digest))
+    labelled = sum(image.label is not None for image in images)
+    return asdict(ShardEntry(plan["name"], len(images), len(content), digest, labelled))
 
 
 def _by_suffix(name: str) -> str:

@@ -139,10 +139,10 @@ def assign_folds(labels: dict[str, list[Any]], count: int, seed: int) -> dict[st
 def _finished_features(prefix: Location) -> dict[str, Any]:
     if not (prefix / RUN_FILE).exists():
         raise UsageError(f"{prefix.uri}: holds no features; run medfocus embed into it, or correct the path")
-    record = (prefix / RUN_FILE).read_json()
-    if "max_pixels" not in record["settings"] or "model" in record["settings"]:
+    record = Output(prefix, FEATURES).read_record()
+    if "model" in record.get("settings", {}):
         raise UsageError(f"{prefix.uri}: holds predictions, not features; give the prefix that embed wrote")
-    if not record["finished"]:
+    if not record.get("finished"):
         raise UsageError(f"{prefix.uri}: embed has not finished here; start it again with the same call")
     return record
 

@@ -44,10 +44,13 @@ def commit_rows(batch: dict[str, np.ndarray], output: Output, version: Version) 
 
 
 def _commit(batch: dict[str, np.ndarray], output: Output, version: Version) -> dict[str, list]:
-    rows = len(batch["image_id"])
-    shards = set(batch["shard"].tolist())
-    if len(shards) != 1 or rows != batch["shard_rows"][0]:
-        raise MedFocusError(f"a block of {rows} rows of {len(shards)} shards reached the commit; please report this")
+    rows, shards = int(batch["shard_rows"][0]), set(batch["shard"].tolist())
+    if len(shards) != 1 or len(batch["image_id"]) != max(rows, 1):
+        raise MedFocusError(
+            f"a block of {len(batch['image_id'])} rows of {len(shards)} shards reached the commit in place of a shard's"
+            f" {rows}; nothing of it was written, the same call goes on from here"
+        )
+    batch = {name: column[:rows] for name, column in batch.items()}  # without the blank row of a shard of no rows
     good = well(batch)
     bad = np.setdiff1d(np.arange(rows), good)
     table = _predictions(batch, good, version) if version.classes else _features(batch, good, version)
