@@ -23,10 +23,11 @@ import pyarrow as pa
 from benchmarks.nothing import NoModels
 from benchmarks.untrained import untrained
 from medfocus.pipeline import flow, records, score
-from medfocus.pipeline.commit import PREDICTIONS, QUARANTINE, part_name
+from medfocus.pipeline.commit import PREDICTIONS, QUARANTINE, Output, part_name
 from medfocus.pipeline.config import Config
 from medfocus.pipeline.logs import Progress
 from medfocus.pipeline.manifest import ShardEntry, write_manifest
+from medfocus.pipeline.models import resolve_model
 from medfocus.pipeline.shard_writer import ImageFile, write_shard
 from medfocus.pipeline.storage import locate
 from medfocus.starter.phantoms import write_set
@@ -56,8 +57,10 @@ def prepare(folder: Path, count: int) -> None:
             plan = {"name": name, "images": [vars(ImageFile(f"{index}.png", 1, None, None, None))]}
             made = write_shard(plan, locate(str(folder / "images"), config.storage), source)
             entries[-1] = ShardEntry(**made)
-    write_manifest(source, entries)
+    manifest = write_manifest(source, entries)
     untrained(config, ("one", "other")).save(folder / "model")
+    model, version = resolve_model(str(folder / "model"), config)
+    Output(output, PREDICTIONS).begin(score.run_settings(model, version, model.prompts(None), config), manifest)
     row = {"image_id": ["x"], "source_uri": ["x"], "stage": ["decode"], "error": ["Undecodable"], "message": ["x"]}
     quarantined = records.encode(pa.table(row, schema=records.QUARANTINE))
     for kind in (PREDICTIONS, QUARANTINE):

@@ -22,7 +22,7 @@ import pandas as pd
 from benchmarks.throughput.work import Work, prepare
 from medfocus.cluster.connect import connected
 from medfocus.cluster.resources import plan
-from medfocus.pipeline import actors, flow
+from medfocus.pipeline import actors, checkpoints, flow
 from medfocus.pipeline.commit import PREDICTIONS, Output
 from medfocus.pipeline.logs import progress
 from medfocus.pipeline.manifest import read_manifest
@@ -102,7 +102,10 @@ def measure(work: Work) -> Costs:
     began = time.time()
     with connected(None, None) as resources, progress("score", manifest.rows, 0, lambda *_: None) as shown:
         version = Version("benchmark", model.settings.classes)
-        whole = actors.Work(source, Output(out, PREDICTIONS), config, version, model.prompts(None))
+        output = Output(out, PREDICTIONS)
+        output.begin({}, manifest)
+        side = checkpoints.image_size(config.segment, config.storage)
+        whole = actors.Work(source, output, config, model.foundation, side, version, model.prompts(None))
         flow.run_shards(manifest.shards, whole, plan(resources), shown)
     return summed(pd.DataFrame(_read(calls)), began, work)
 

@@ -3,7 +3,8 @@
 from medfocus.pipeline import checkpoints
 from medfocus.pipeline.calibration import Calibration
 from medfocus.pipeline.config import Config
-from medfocus.pipeline.models import Foundation, Model
+from medfocus.pipeline.foundation import Foundation
+from medfocus.pipeline.models import Model
 from medfocus.stages.prompted_clip import PromptedCLIP
 from medfocus.stages.weights import load_clip, load_tokenizer
 

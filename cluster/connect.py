@@ -69,6 +69,11 @@ def connected(address: str | None, cpus: int | None) -> Iterator[dict[str, float
         ray.shutdown()
 
 
+def alive_nodes() -> list[str]:
+    """Ids of the nodes of the cluster that this process is connected to."""
+    return sorted(node["NodeID"] for node in ray.nodes() if node["Alive"])
+
+
 def _check_listens(address: str | None) -> None:
     """Raise ClusterError if nothing listens at ``[ray://]HOST:PORT``: Ray itself takes minutes to say so."""
     host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
@@ -102,5 +107,7 @@ def _quiet_data() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.raise_original_map_exception = True
+    # An actor that cannot begin, as one on a broken device, is replaced; after so many in a row the run ends.
+    context.max_consecutive_actor_init_deaths = 2
     # A block is a shard: it must not be split on its way to the commit.
     context.target_max_block_size = None

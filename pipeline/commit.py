@@ -6,7 +6,7 @@ file is there is finished and is not read again. The quarantine file is written 
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from medfocus.pipeline import records
-from medfocus.pipeline.errors import UsageError
+from medfocus.pipeline.errors import MedFocusError, UsageError
 from medfocus.pipeline.manifest import Manifest, ShardEntry
 from medfocus.pipeline.storage import Location
 
@@ -139,7 +139,7 @@ class Output:
         self._write_record(self.read_record() | entries)
 
     def clear(self) -> None:
-        """Remove the run's record and all rows. The record goes last, so that half of the rows are never all of them."""
+        """Remove all rows, then the run's record: a part of the rows never counts as all of them."""
         if (self.prefix / RUN_FILE).exists():
             self._write_record({"emptied": True, "finished": False})
         for place in (self.rows, self.quarantine, self.prefix / RUN_FILE):
@@ -151,6 +151,15 @@ class Output:
         names = [name for name in self.quarantine.files(".parquet") if name in finished]
         files = (self.quarantine / name for name in names)
         return sum(pq.read_metadata(file.path, filesystem=file.filesystem).num_rows for file in files)
+
+    def check_complete(self, shards: Sequence[ShardEntry]) -> None:
+        """Raise MedFocusError if rows of a shard are not to be seen from here, whatever its writer said."""
+        seen = set(self.rows.files(".parquet"))
+        if missing := sum(part_name(shard.sha256) not in seen for shard in shards):
+            raise MedFocusError(
+                f"{self.rows.uri}: rows of {missing} of {len(shards)} shards were written and are not there; check that"
+                " all nodes write to the same place, then start the same call again"
+            )
 
     def commit(self, shard_sha256: str, rows: pa.Table, quarantined: pa.Table) -> None:
         """Write the outputs of one shard; from the moment the rows file is there, the shard is finished.

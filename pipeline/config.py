@@ -23,6 +23,9 @@ class StorageSection(Section):
 
     s3_endpoint: str | None = Field(None, description="URL of an S3 service other than AWS; else AWS_ENDPOINT_URL")
     s3_region: str | None = Field(None, description="region of the bucket; else AWS_REGION or AWS_DEFAULT_REGION")
+    shared: bool = Field(
+        False, description="whether every node of a cluster mounts the folders that local paths name; it is probed"
+    )
     cache: str = Field("~/.cache/medfocus", description="folder on each node where fetched weights are kept")
 
 

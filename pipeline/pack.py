@@ -15,10 +15,11 @@ import ray
 from medfocus.cluster.connect import connected
 from medfocus.pipeline import tracking
 from medfocus.pipeline.config import Config, PackSection
-from medfocus.pipeline.errors import UsageError, before_start
+from medfocus.pipeline.errors import MedFocusError, UsageError, before_start
 from medfocus.pipeline.logs import event, log, progress
 from medfocus.pipeline.manifest import FILE, ShardEntry, write_manifest
 from medfocus.pipeline.shard_writer import ImageFile, write_shard
+from medfocus.pipeline.shared_paths import check_shared
 from medfocus.pipeline.storage import Location, locate
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
@@ -45,6 +46,7 @@ def run(config: Config, source: str, shards: str, labels: str | None) -> dict[st
         images = _find(origin, labels, config)
     plans = list(_plan(images, config.pack))
     with tracking.run("pack", config) as active, connected(config.cluster.address, config.cluster.cpus):
+        check_shared(config.storage, read=[origin / images[0].name], written=[target])
         entries = _write(plans, origin, target, len(images))
         manifest = write_manifest(target, entries)
         tracking.log_dataset("shards", manifest.digest, "pack")
@@ -143,4 +145,10 @@ def _write(plans: list[dict[str, Any]], origin: Location, target: Location, imag
         for row in dataset.iter_rows():
             entries.append(ShardEntry(**row))
             shown.add(row["rows"], 0)
+    seen = set(target.files(".parquet"))
+    if missing := sum(entry.name not in seen for entry in entries):
+        raise MedFocusError(
+            f"{target.uri}: {missing} of {len(entries)} shards were written and are not there; check that all nodes"
+            " write to the same place"
+        )
     return entries

@@ -58,6 +58,11 @@ class Location:
     def __truediv__(self, name: str) -> "Location":
         return Location(self.filesystem, f"{self.path.rstrip('/')}/{name}", f"{self.uri.rstrip('/')}/{name}")
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the place is on a disk of the machine that looks at it."""
+        return isinstance(self.filesystem, pafs.LocalFileSystem)
+
     def exists(self) -> bool:
         return self._info().type != pafs.FileType.NotFound
 
@@ -81,7 +86,7 @@ class Location:
 
     def write(self, content: bytes) -> None:
         """Write the whole content; a reader sees all of it or nothing."""
-        if isinstance(self.filesystem, pafs.LocalFileSystem):
+        if self.is_local:
             self.attempt(lambda: _write_local(Path(self.path), content))
             return
 
@@ -151,6 +156,16 @@ def s3_endpoint(config: StorageSection) -> str | None:
     return config.s3_endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
+def s3_region(config: StorageSection) -> str | None:
+    """Region in force: the configuration's, else the environment's; None leaves it to the profile."""
+    return config.s3_region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+
+
+def settle_storage(config: StorageSection) -> StorageSection:
+    """The section with the endpoint and the region in force here, for workers whose environment may be another."""
+    return config.model_copy(update={"s3_endpoint": s3_endpoint(config), "s3_region": s3_region(config)})
+
+
 def _s3(config: StorageSection) -> pafs.S3FileSystem:
     options: dict[str, Any] = {
         "connect_timeout": 5,
@@ -158,7 +173,7 @@ def _s3(config: StorageSection) -> pafs.S3FileSystem:
         "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=5),
         "background_writes": False,
     }
-    region = config.s3_region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    region = s3_region(config)
     if region:
         options["region"] = region
     endpoint = s3_endpoint(config)

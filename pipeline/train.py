@@ -16,14 +16,16 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from medfocus.cluster.connect import connected
 from medfocus.cluster.resources import Share, training_share
-from medfocus.pipeline import tracking
+from medfocus.pipeline import checkpoints, tracking
 from medfocus.pipeline.calibration import calibrate
 from medfocus.pipeline.commit import FEATURES, RUN_FILE, Output, settings_key
 from medfocus.pipeline.config import Config
 from medfocus.pipeline.errors import MedFocusError, UsageError, before_start
+from medfocus.pipeline.foundation import Foundation
 from medfocus.pipeline.logs import event
-from medfocus.pipeline.models import Foundation, Model, register
+from medfocus.pipeline.models import Model, register
 from medfocus.pipeline.reading import read_features
+from medfocus.pipeline.shared_paths import check_shared
 from medfocus.pipeline.storage import Location, locate
 from medfocus.pipeline.training_loop import Tuning, tune
 from medfocus.stages.prompt_settings import PromptSettings
@@ -53,7 +55,7 @@ def run(config: Config, features: str, name: str) -> dict[str, Any]:
             raise UsageError(
                 f"{prefix.uri}: made without regions' tokens, which model.focus={config.model.focus} needs; embed again"
             )
-        config = foundation.adopt(config)
+        config = checkpoints.settle(foundation.adopt(checkpoints.settle(config)))
         labels = _read_labels(prefix)
         folds = assign_folds(labels, config.train.folds, config.seed)
         fewest = min(len(folds) - held_out for held_out in Counter(folds.values()).values())
@@ -73,8 +75,9 @@ def run(config: Config, features: str, name: str) -> dict[str, Any]:
         progress_file.write_json({"mlflow_run_id": active.info.run_id})
         tracking.log_dataset("features", record["digest"], "train")
         with connected(config.cluster.address, config.cluster.cpus) as resources:
+            check_shared(config.storage, read=[], written=[prefix])
             share = training_share(resources, config.train.workers)
-            outcome = _fit(config, settings, prefix, folds, key, share)
+            outcome = _fit(config, settings, prefix, folds, key, share, foundation.clip_identity)
         tracking.log_history(outcome["history"])
         logits, targets = outcome["held_out_logits"], outcome["held_out_targets"]
         calibration = calibrate(logits, targets, config.train.target_sensitivity)
@@ -164,11 +167,12 @@ def _fit(
     folds: Mapping[str, int],
     key: str,
     share: Share,
+    clip_identity: str,
 ) -> dict[str, Any]:
     """Train on Ray; returns the state, history and held-out logits that rank 0 ended with."""
     kept = _fits(prefix)
     parts = max(folds.values()) + 1 if kept else 0
-    tuning = Tuning(config, settings, threads=share.threads, rows=len(folds), folds=parts)
+    tuning = Tuning(config, settings, clip_identity, threads=share.threads, rows=len(folds), folds=parts)
     trainer = TorchTrainer(
         tune,
         train_loop_config={"tuning": tuning},

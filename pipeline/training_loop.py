@@ -43,13 +43,20 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Tuning:
-    """What a worker needs to know; ``folds`` is the number of parts where the rows are kept in memory, else 0.
+    """What a worker needs to know.
 
-    ``rows`` are all that are labelled.
+    Args:
+        config: settled.
+        settings: of the learned part.
+        clip_identity: of the CLIP that made the features.
+        threads: of each worker.
+        rows: all that are labelled.
+        folds: number of parts where the rows are kept in memory, else 0.
     """
 
     config: Config
     settings: PromptSettings
+    clip_identity: str
     threads: int
     rows: int
     folds: int
@@ -199,6 +206,7 @@ def _round(
 def _build(tuning: Tuning) -> PromptedCLIP | DistributedDataParallel:
     config = tuning.config
     source = checkpoints.resolve_clip(config.clip, config.storage)
+    checkpoints.verify(source, tuning.clip_identity, "clip")
     clip = load_clip(source.model, source.checkpoint, source.preprocess)
     torch.manual_seed(config.seed)  # the same first prompts on every worker
     return prepare_model(PromptedCLIP(clip, load_tokenizer(source.model), tuning.settings))
