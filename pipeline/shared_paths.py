@@ -8,6 +8,7 @@ import hashlib
 import platform
 import uuid
 from collections.abc import Sequence
+from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError
@@ -61,13 +62,7 @@ def _probe(nodes: Sequence[str], read: Sequence[Location], written: Sequence[Loc
     try:
         for probe in probes:
             probe.write(b"written by the driver")
-        look = ray.remote(_look).options(num_cpus=0)
-        answers = {
-            node: look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
-                node, read, digests, probes
-            )
-            for node in nodes
-        }
+        answers = {node: _on_node(node).remote(node, read, digests, probes) for node in nodes}
         for node, (name, unseen) in zip(answers, ray.get(list(answers.values()), timeout=_PATIENCE), strict=True):
             unseen = unseen or next((probe.uri for probe in probes if not _of_node(probe, node).exists()), "")
             if unseen:
@@ -81,6 +76,11 @@ def _probe(nodes: Sequence[str], read: Sequence[Location], written: Sequence[Loc
         for probe in probes:
             for place in (probe, *(_of_node(probe, node) for node in nodes)):
                 place.delete()
+
+
+def _on_node(node: str) -> Any:
+    strategy = NodeAffinitySchedulingStrategy(node, soft=False)
+    return ray.remote(_look).options(num_cpus=0, scheduling_strategy=strategy)
 
 
 def _look(node: str, read: Sequence[Location], digests: Sequence[str], probes: Sequence[Location]) -> tuple[str, str]:

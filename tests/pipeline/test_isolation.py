@@ -57,6 +57,12 @@ def test_what_is_of_the_moment_fails_the_shard_and_no_row(isolation: Isolation, 
     assert not len(well(isolation(passed, out))) and passed.calls == 1  # later stages pass it by
 
 
+@pytest.mark.parametrize("message", ["CUDA out of memory. Tried to allocate 2 GiB", "CUDA error: out of memory"])
+def test_memory_of_a_device_that_is_short_fails_the_shard_and_no_row(isolation: Isolation, message: str) -> None:
+    out = isolation(Doubling({5: RuntimeError(message)}), rows(40))
+    assert all(out[FAILURE]) and set(out["message"]) == {"its shard could not be finished"}
+
+
 def test_access_that_is_gone_ends_the_run(isolation: Isolation) -> None:
     with pytest.raises(AccessError):
         isolation(Doubling({5: AccessError("s3://b: access denied")}), rows(40))

@@ -233,6 +233,19 @@ def test_too_many_in_quarantine_is_told_with_the_result(job: SimpleNamespace) ->
     assert caught.value.result["quarantined"] == BAD and caught.value.exit_code == 3
 
 
+def test_a_run_of_which_all_is_quarantined_stops_early(job: SimpleNamespace, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for number in range(400):
+        (tmp_path / "images" / f"{number}.png").write_bytes(b"this is no image")
+    config = load_config(None, [f"work={job.root / 'work'}", "pack.rows_per_shard=4", "segment.points_per_side=2"])
+    pack.run(config, str(tmp_path / "images"), str(tmp_path / "shards"), None)
+    out = tmp_path / "out"
+    with pytest.raises(MedFocusError, match=r"stopped early: .* --retry-quarantined, or raise score.max_quarantined"):
+        score.run(config, str(tmp_path / "shards"), str(out), job.trained["model_uri"])
+    assert 32 <= len(rows_of(out / "quarantine")) < 400
+    assert not json.loads((out / "run.json").read_text())["finished"]
+
+
 def test_training_again_gives_the_same_prompts(job: SimpleNamespace) -> None:
     again = train.run(job.config, job.paths.features, "phantoms")
     assert again["model_uri"] == "models:/phantoms/2"
