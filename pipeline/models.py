@@ -22,6 +22,7 @@ from medfocus.pipeline.calibration import Calibration
 from medfocus.pipeline.commit import settings_key
 from medfocus.pipeline.config import Config
 from medfocus.pipeline.errors import UsageError
+from medfocus.pipeline.folds import HeldOut
 from medfocus.pipeline.foundation import Foundation
 from medfocus.pipeline.storage import locate
 from medfocus.stages.prompt_settings import PromptSettings
@@ -32,12 +33,16 @@ PROMPTS_FILE, SETTINGS_FILE = "prompts.safetensors", "prompts.json"
 
 @dataclass(frozen=True)
 class Model:
-    """Learned prompts, their settings, the foundation they fit on, and how sure they may be."""
+    """Learned prompts, their settings, the foundation they fit on, and how sure they may be.
+
+    ``held_out`` says of which rows the calibration is; None in a model of a version that did not record it.
+    """
 
     settings: PromptSettings
     state: dict[str, torch.Tensor]
     foundation: Foundation
     calibration: Calibration
+    held_out: HeldOut | None = None
 
     def save(self, folder: Path) -> None:
         """Write the two files of the model into a folder."""
@@ -58,6 +63,8 @@ class Model:
 
     def _content(self) -> dict[str, Any]:
         parts = {"foundation": vars(self.foundation), "calibration": vars(self.calibration)}
+        if self.held_out is not None:
+            parts["held_out"] = vars(self.held_out)
         return {"settings": self.settings.to_json(), **parts}
 
 
@@ -72,7 +79,8 @@ def load_model(folder: Path) -> Model:
         settings = PromptSettings.from_json(content["settings"])
         foundation = Foundation(**content["foundation"])
         calibration = Calibration(**content["calibration"])
-        return Model(settings, read_state_dict(folder / PROMPTS_FILE), foundation, calibration)
+        held_out = HeldOut(**content["held_out"]) if "held_out" in content else None
+        return Model(settings, read_state_dict(folder / PROMPTS_FILE), foundation, calibration, held_out)
     except (OSError, KeyError, TypeError, json.JSONDecodeError, WeightsError) as error:
         raise UsageError(
             f"{folder.name}: not a MedFocus model ({type(error).__name__}); give one that train made"
@@ -91,7 +99,10 @@ def register(model: Model, name: str, run_id: str) -> str:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     source = f"{client.get_run(run_id).info.artifact_uri}/model"
-    version = client.create_model_version(name, source, run_id)
+    said: dict[str, Any] = {}
+    if model.held_out is not None:
+        said = {"tags": {"medfocus.held_out": model.held_out.how}, "description": model.held_out.sentence}
+    version = client.create_model_version(name, source, run_id, **said)
     return f"models:/{name}/{version.version}"
 
 

@@ -98,6 +98,11 @@ def log_parameters(values: Mapping[str, str]) -> None:
     mlflow.log_params({key: value for key, value in values.items() if key not in known})
 
 
+def log_tags(values: Mapping[str, str]) -> None:
+    """Tag the active run, each tag under ``medfocus.``."""
+    mlflow.set_tags({f"medfocus.{key}": value for key, value in values.items()})
+
+
 def log_metrics(values: Mapping[str, Any]) -> None:
     """Log the numbers among the values as metrics."""
     numbers = [(key, float(value)) for key, value in values.items() if isinstance(value, int | float)]
