@@ -64,7 +64,7 @@ def run(config: Config, work: str | None = None) -> dict[str, Any]:
         scored = timed("score", lambda: score.run(config, shards["archive"], str(folder / "out"), model))
     judged = timed("evaluate", lambda: evaluate.run(config, str(folder / "out"), shards["archive"]))
     picture = _draw_results(folder)
-    _print(rows, judged["metrics"], scored, model, picture, config)
+    _print(rows, judged, scored, model, picture, config)
     return {
         "stages": [{"stage": stage, "images": images, "seconds": seconds} for stage, images, seconds in rows],
         "model_uri": model,
@@ -115,7 +115,7 @@ def _draw_results(folder: Path) -> Path:
 
 def _print(
     rows: list[tuple[str, int, float]],
-    metrics: dict[str, Any],
+    judged: dict[str, Any],
     scored: dict[str, Any],
     model: str,
     picture: Path,
@@ -123,7 +123,8 @@ def _print(
 ) -> None:
     lines = ["", f"{'stage':<10} {'images':>7} {'seconds':>8} {'images/s':>9}"]
     lines += [f"{stage:<10} {images:>7} {seconds:>8.1f} {images / seconds:>9.1f}" for stage, images, seconds in rows]
-    lines += ["", *as_lines(f"{scored['scored']} images scored by {model}, value and 95 % interval:", metrics), ""]
+    title = f"{scored['scored']} images scored by {model}, value and 95 % interval {judged['intervals']}:"
+    lines += ["", *as_lines(title, judged["metrics"]), ""]
     lines += [
         "Phantoms are drawings; nothing here is for clinical use.",
         f"See the masks: {picture}",

@@ -87,7 +87,9 @@ def run(config: Config, out: str, labels: str) -> dict[str, Any]:
 
     Returns:
         ``rows`` compared; ``unlabelled`` predictions, left out; ``unpredicted`` labels, of images in quarantine or
-        not scored; ``quarantined`` images; ``metrics`` and, by name, ``sites`` as ``measure`` gives them.
+        not scored; ``quarantined`` images; ``rows_without_patient``, compared images whose patient is not known, and
+        ``intervals``, what resamples draw (``by patient``, ``by image``, or ``by patient where known``); ``metrics``
+        and, by name, ``sites`` as ``measure`` gives them, with ``site_intervals``.
 
     Raises:
         UsageError: there are no predictions, they are of several models, or the labels do not fit them.
@@ -97,31 +99,39 @@ def run(config: Config, out: str, labels: str) -> dict[str, Any]:
         truth = _read_labels(locate(labels, config.storage))
         parts, classes, version = _read_predictions(output.rows, truth)
         judged, sites = _judge(parts, classes, truth, output.rows.uri)
+        known = np.array([patient is not None for part in parts for patient in part.patients])
         finished = _is_finished(output)
         counts = {
             "rows": len(judged.truth),
             "unlabelled": sum(part.rows for part in parts) - len(judged.truth),
             "unpredicted": len(truth.codes) - len(judged.truth),
             "quarantined": output.quarantined(),
+            "rows_without_patient": int((~known).sum()),
         }
     if not finished:
         log.warning("scoring has not finished: the metrics are of the predictions so far")
+    if counts["rows_without_patient"]:
+        log.warning("%s", _without_patient(counts["rows_without_patient"], counts["rows"]))
     with tracking.run("evaluate", config) as active:
         tracking.log_parameters({"model_version": version})
+        tracking.log_tags({"intervals": _drawn(known)})
         tracking.log_dataset("predictions", _digest(judged, version), "evaluate")
         tracking.log_dataset("labels", truth.digest, "evaluate")
         overall = _measure(judged, config)
         by_site = {site: _measure(judged.only(sites == site), config) for site in sorted(set(sites)) if site}
-        for line in as_lines(f"all sites, {counts['rows']} images, value and 95 % interval", overall):
+        title = f"all sites, {counts['rows']} images, value and 95 % interval {_drawn(known)}"
+        for line in as_lines(title, overall):
             log.info("%s", line)
+        intervals = {site: _drawn(known[sites == site]) for site in by_site}
         for site, metrics in by_site.items():
-            event(f"site {site}", images=int((sites == site).sum()), **_heads(metrics))
+            event(f"site {site}", images=int((sites == site).sum()), **_heads(metrics), intervals=intervals[site])
         result = {"accuracy": overall["accuracy"]["value"], "macro_auroc": overall["macro_auroc"]["value"]}
-        result |= counts | {"model_version": version}
-        detail = {"metrics": overall, "sites": by_site}
+        result |= counts | {"intervals": _drawn(known), "model_version": version}
+        detail = {"metrics": overall, "sites": by_site, "site_intervals": intervals}
         tracking.log_metrics(counts | _flat(overall, by_site))
         _log_files(judged, overall, result | detail, config.evaluate)
-        event("evaluated, rows without a label left out", **counts, accuracy=result["accuracy"])
+        heads = {name: result[name] for name in ("accuracy", "intervals")}
+        event("evaluated, rows without a label left out", **counts, **heads)
         return result | {"mlflow_run_id": active.info.run_id} | detail
 
 
@@ -132,6 +142,22 @@ def _measure(judged: Judged, config: Config) -> dict[str, dict[str, Any]]:
 
 def _heads(metrics: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {name: metrics[name]["value"] for name in ("accuracy", "macro_auroc", "expected_calibration_error")}
+
+
+def _drawn(known: np.ndarray) -> str:
+    """What a resample draws of images whose patient is known or not, bool [N]."""
+    if known.all():
+        return "by patient"
+    return "by patient where known" if known.any() else "by image"
+
+
+def _without_patient(unknown: int, rows: int) -> str:
+    """What is not known of the images that are compared, and what follows for every figure of them."""
+    which = "no patient_id" if unknown == rows else f"no patient_id for {unknown} of {rows} images"
+    return (
+        f"{which}: images of one patient may be on both sides, in training and here, figures are likely optimistic;"
+        " each such image is drawn by itself, intervals are likely too narrow; give patient_id to pack"
+    )
 
 
 def _is_finished(output: Output) -> bool:

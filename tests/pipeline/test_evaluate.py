@@ -191,6 +191,49 @@ def test_images_of_a_patient_are_one_draw(config: Config, out: str, tmp_path: Pa
     assert 2.0 < widths[1] / widths[0] < 5.0
 
 
+@pytest.mark.parametrize(
+    ("known", "drawn", "told"),
+    [
+        (lambda row: True, "by patient", None),
+        (lambda row: False, "by image", "no patient_id: images of one patient may be on both sides"),
+        (
+            lambda row: row % 3 != 1,
+            "by patient where known",
+            "no patient_id for 30 of 90 images: images of one patient",
+        ),
+    ],
+)
+def test_what_intervals_are_drawn_by_is_said_with_every_figure(
+    config: Config,
+    out: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    known: Callable[[int], bool],
+    drawn: str,
+    told: str | None,
+) -> None:
+    """One site has no patient in the last case, the other is known whole."""
+    rows = [row if known(index) else row | {"patient_id": None} for index, row in enumerate(archive())]
+    write_predictions(out, [rows[:50], rows[50:]])
+    with caplog.at_level(logging.INFO):
+        found = evaluate.run(config, out, write_csv(tmp_path / "labels.csv", rows))
+    assert found["intervals"] == drawn
+    assert found["rows_without_patient"] == sum(not known(index) for index in range(90))
+    by_site = "by image" if not known(1) else "by patient", "by image" if not known(2) else "by patient"
+    assert (found["site_intervals"]["north"], found["site_intervals"]["south"]) == by_site
+    run = mlflow.get_run(found["mlflow_run_id"])
+    assert run.data.tags["medfocus.intervals"] == drawn
+    assert run.data.metrics["rows_without_patient"] == found["rows_without_patient"]
+    kept = Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, dst_path=str(tmp_path)))
+    result = json.loads((kept / "metrics.json").read_text())
+    assert (result["intervals"], result["site_intervals"]) == (drawn, found["site_intervals"])
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert [message.startswith(told) for message in warnings] == [True] if told else not warnings
+    assert f"95 % interval {drawn}" in caplog.text
+    sites = [record for record in caplog.records if record.getMessage().startswith("site ")]
+    assert [record.fields["intervals"] for record in sites] == list(by_site)
+
+
 def test_a_shard_all_in_quarantine_is_no_obstacle(config: Config, out: str, tmp_path: Path) -> None:
     rows = archive(30)
     write_predictions(out, [[], rows], quarantined=5)
