@@ -106,8 +106,9 @@ class _Groups:
         self.groups = Counter(labels)  # of each class
         self.most = {label: -(-rows // folds) for label, rows in Counter(labels).items()}
         first: dict[str, int] = {}
-        for row, patient in self.patient.items():
-            self.join(first.setdefault(patient, row), row, limited=False)
+        for row, patient in enumerate(patients):
+            if patient is not None:
+                self.join(first.setdefault(patient, row), row, limited=False)
 
     def of(self, row: int) -> int:
         return int(self.sets[row])
