@@ -25,6 +25,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=REPOSITORY.parent / "shared" / "data" / "brain_tumor_mri",
         help="folder with train/ and test/ of real MRI slices, a folder a class",
     )
+    parser.addoption(
+        "--label-files",
+        type=Path,
+        default=REPOSITORY.parent / "shared" / "field" / "labels",
+        help="folder of label files as spreadsheets write them, with their images in in/: 0.png to 3.png, malignant and"
+        " benign by turns, of patients P0 to P3",
+    )
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +39,14 @@ def brain_mri(request: pytest.FixtureRequest) -> Path:
     folder = request.config.getoption("--brain-mri")
     if not folder.is_dir():
         pytest.skip(f"real MRI slices are not at {folder}; give their folder with --brain-mri")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def label_files(request: pytest.FixtureRequest) -> Path:
+    folder = request.config.getoption("--label-files")
+    if not folder.is_dir():
+        pytest.skip(f"label files of spreadsheets are not at {folder}; give their folder with --label-files")
     return folder
 
 
@@ -133,6 +148,27 @@ def ray_session() -> Iterator[None]:
 
     with connected(None, os.cpu_count()):
         yield
+
+
+@pytest.fixture
+def plain_user(tmp_path: Path) -> Iterator[None]:
+    """The test runs without root's right to read everything; what is below its folder belongs to it."""
+    if os.geteuid():
+        yield
+        return
+    modes = {folder: folder.stat().st_mode for folder in tmp_path.parents}
+    closed = {folder: mode for folder, mode in modes.items() if mode & 0o005 != 0o005}
+    for folder, mode in closed.items():
+        folder.chmod(mode | 0o005)
+    for path in (tmp_path, *tmp_path.rglob("*")):
+        os.chown(path, 65534, 65534, follow_symlinks=False)
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        for folder, mode in closed.items():
+            folder.chmod(mode)
 
 
 def png(pixels: np.ndarray) -> bytes:
