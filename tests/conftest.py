@@ -157,9 +157,9 @@ def plain_user(tmp_path: Path) -> Iterator[None]:
         yield
         return
     modes = {folder: folder.stat().st_mode for folder in tmp_path.parents}
-    closed = {folder: mode for folder, mode in modes.items() if mode & 0o005 != 0o005}
+    closed = {folder: mode for folder, mode in modes.items() if mode & 0o055 != 0o055}
     for folder, mode in closed.items():
-        folder.chmod(mode | 0o005)
+        folder.chmod(mode | 0o055)
     for path in (tmp_path, *tmp_path.rglob("*")):
         os.chown(path, 65534, 65534, follow_symlinks=False)
     os.seteuid(65534)
