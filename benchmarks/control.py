@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -54,9 +54,9 @@ def prepare(folder: Path, count: int) -> None:
         entries.append(ShardEntry(name, 1, 1, digest))
         if index % UNFINISHED == 0:
             (folder / "images" / f"{index}.png").symlink_to(image)
-            plan = {"name": name, "images": [vars(ImageFile(f"{index}.png", 1, None, None, None))]}
+            plan = {"name": name, "images": [vars(ImageFile(f"{index}.png", f"{index}.png".encode(), 1))]}
             made = write_shard(plan, locate(str(folder / "images"), config.storage), source)
-            entries[-1] = ShardEntry(**made)
+            entries[-1] = ShardEntry(**{field.name: made[field.name] for field in fields(ShardEntry)})
     manifest = write_manifest(source, entries)
     untrained(config, ("one", "other")).save(folder / "model")
     model, version = resolve_model(str(folder / "model"), config)

@@ -39,6 +39,11 @@ _POSITIONS = {
     "doctor": ("probe",),
     "demo": ("work",),
 }
+_LABELS = (
+    "CSV in any dialect, Parquet or Excel with the columns file (path below SOURCE) or image_id, label and, if known,"
+    " patient_id (a pseudonym) and site; without it, the first folder below SOURCE, or below train, val or test there,"
+    " names the class"
+)
 _EVERYWHERE = ("storage", "cluster", "tracking")
 
 
@@ -96,9 +101,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_arguments(made: dict[str, argparse.ArgumentParser]) -> None:
     place = "a local path or an s3:// URI"
-    made["pack"].add_argument("source", metavar="SOURCE", help=f"folder of images, a folder a class or flat; {place}")
+    made["pack"].add_argument("source", metavar="SOURCE", help=f"folder of images, found by their bytes; {place}")
     made["pack"].add_argument("shards", metavar="SHARDS", help=f"prefix to write to; {place}")
-    made["pack"].add_argument("--labels", metavar="FILE", help="CSV with file, label and, if known, patient_id, site")
+    made["pack"].add_argument("--labels", metavar="FILE", help=_LABELS)
     made["embed"].add_argument("shards", metavar="SHARDS", help=f"prefix that pack wrote; {place}")
     made["embed"].add_argument("features", metavar="FEATURES", help=f"prefix to write to; {place}")
     made["train"].add_argument("features", metavar="FEATURES", help=f"prefix that embed wrote; {place}")
@@ -106,9 +111,11 @@ def _add_arguments(made: dict[str, argparse.ArgumentParser]) -> None:
     made["score"].add_argument("shards", metavar="SHARDS", help=f"prefix that pack wrote; {place}")
     made["score"].add_argument("out", metavar="OUT", help=f"prefix to write to; {place}")
     made["score"].add_argument("--model", required=True, metavar="URI", help="models:/NAME/VERSION or a folder")
-    made["quarantine"].add_argument("out", metavar="OUT", help=f"prefix that score or embed wrote; {place}")
+    made["quarantine"].add_argument("out", metavar="OUT", help=f"prefix that pack, embed or score wrote; {place}")
     made["evaluate"].add_argument("out", metavar="OUT", help=f"prefix that score wrote; {place}")
-    made["evaluate"].add_argument("--labels", required=True, metavar="SHARDS|FILE", help="shards, or a CSV of labels")
+    made["evaluate"].add_argument(
+        "--labels", required=True, metavar="SHARDS|FILE", help="shards, or a label file as pack takes it"
+    )
     made["doctor"].add_argument("--probe", metavar="PREFIX", help=f"write, read and delete below this prefix; {place}")
     for name in ("embed", "score"):
         made[name].add_argument("--overwrite", action="store_true", help="remove what the output holds first")

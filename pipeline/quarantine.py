@@ -16,7 +16,7 @@ def run(config: Config, out: str) -> dict[str, Any]:
 
     Args:
         config: says how storage is reached.
-        out: prefix that ``score`` or ``embed`` wrote.
+        out: prefix that ``pack``, ``embed`` or ``score`` wrote.
 
     Raises:
         UsageError: there is no such prefix.
@@ -25,7 +25,7 @@ def run(config: Config, out: str) -> dict[str, Any]:
         prefix = locate(out, config.storage)
         folder = prefix / QUARANTINE
         if not prefix.is_folder():
-            raise UsageError(f"{prefix.uri}: nothing is there; give a prefix that score or embed wrote")
+            raise UsageError(f"{prefix.uri}: nothing is there; give a prefix that pack, embed or score wrote")
         names = folder.files(".parquet")
     counts: Counter[tuple[str, str]] = Counter()
     messages: dict[tuple[str, str], str] = {}

