@@ -140,7 +140,7 @@ def _plan(images: Sequence[ImageFile], section: PackSection) -> Iterator[dict[st
 def _write(
     plans: list[dict[str, Any]], origin: Location, target: Location, images: int
 ) -> tuple[Manifest, list[Refusal]]:
-    """Write the shards; returns what the manifest will be, the labelled images, and those that could not be read."""
+    """Write the shards; returns what the manifest will be, and the images that could not be read."""
     dataset = ray.data.from_items(plans, override_num_blocks=len(plans)).map(
         write_shard, fn_args=(origin, target), num_cpus=0.5
     )
