@@ -8,6 +8,7 @@ import pyarrow.dataset as pads
 from medfocus.pipeline.commit import QUARANTINE
 from medfocus.pipeline.config import Config
 from medfocus.pipeline.errors import UsageError, before_start
+from medfocus.pipeline.logs import show
 from medfocus.pipeline.storage import locate
 
 
@@ -42,6 +43,6 @@ def run(config: Config, out: str) -> dict[str, Any]:
         for (stage, error), rows in counts.most_common()
     ]
     for entry in causes:
-        print("{rows:>9} {stage:<9} {error:<15} such as: {message}".format(**entry), flush=True)
-    print(f"{counts.total():>9} rows in quarantine", flush=True)
+        show("{rows:>9} {stage:<9} {error:<15} such as: {message}".format(**entry))
+    show(f"{counts.total():>9} rows in quarantine")
     return {"quarantined": counts.total(), "causes": causes}

@@ -189,11 +189,6 @@ def locate(uri: str, config: StorageSection) -> Location:
     return Location(filesystem, rest.rstrip("/"), uri.rstrip("/"))
 
 
-def without_credentials(text: str) -> str:
-    """A text without the ``user:password@`` of the URIs in it."""
-    return re.sub(r"://[^/@\s]*@", "://", text)
-
-
 def s3_endpoint(config: StorageSection) -> str | None:
     """Endpoint URL in force: the configuration's, else the environment's; None means AWS."""
     return config.s3_endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
