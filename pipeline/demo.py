@@ -14,12 +14,13 @@ import pyarrow.dataset as pads
 from PIL import Image
 
 from medfocus.cluster.connect import connected
-from medfocus.pipeline import charts, embed, evaluate, pack, score, tracking, train
+from medfocus.pipeline import charts, embed, evaluate, pack, score, train
 from medfocus.pipeline.commit import PREDICTIONS
 from medfocus.pipeline.config import Config
 from medfocus.pipeline.errors import MedFocusError
-from medfocus.pipeline.logs import event
+from medfocus.pipeline.logs import event, show
 from medfocus.pipeline.metrics import as_lines
+from medfocus.pipeline.tracking_store import shown_uri
 from medfocus.stages.masks import decode_mask
 
 # Phantoms of one set: the first are the labelled few, the others the archive.
@@ -128,6 +129,6 @@ def _print(
     lines += [
         "Phantoms are drawings; nothing here is for clinical use.",
         f"See the masks: {picture}",
-        f"See the runs: {Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {tracking.shown_uri(config)}",
+        f"See the runs: {Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {shown_uri(config)}",
     ]
-    print("\n".join(lines), flush=True)
+    show("\n".join(lines))

@@ -12,7 +12,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
-import mlflow
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
@@ -369,4 +368,4 @@ def _log_files(
             folder / "reliability_diagram.png", *calibration(judged, section.calibration_bins), error
         )
         (folder / "metrics.json").write_text(json.dumps(result, indent=1, sort_keys=True))
-        mlflow.log_artifacts(name)
+        tracking.log_files(folder)
