@@ -17,13 +17,14 @@ from medfocus.cluster.connect import connected
 from medfocus.cluster.resources import Share, training_share
 from medfocus.pipeline import checkpoints, tracking
 from medfocus.pipeline.calibration import calibrate
+from medfocus.pipeline.causes import reason
 from medfocus.pipeline.commit import FEATURES, RUN_FILE, Output, settings_key
 from medfocus.pipeline.config import Config
 from medfocus.pipeline.errors import MedFocusError, UsageError, before_start
 from medfocus.pipeline.folds import HeldOut, assign_folds, check_classes, group_rows
 from medfocus.pipeline.foundation import Foundation
 from medfocus.pipeline.logs import event, log
-from medfocus.pipeline.models import Model, register
+from medfocus.pipeline.models import Model, check_name, register
 from medfocus.pipeline.neighbours import Neighbours, find_neighbours, read_sketches
 from medfocus.pipeline.reading import read_features
 from medfocus.pipeline.shared_paths import check_shared
@@ -46,9 +47,10 @@ def run(config: Config, features: str, name: str) -> dict[str, Any]:
         name: registered model.
 
     Raises:
-        UsageError: the features are not finished, or the labels do not suffice.
+        UsageError: the features are not finished, the labels do not suffice, or the name cannot be registered.
     """
     with before_start():
+        check_name(name)
         prefix = locate(features, config.storage)
         record = _finished_features(prefix)
         foundation = Foundation(**record["settings"]["foundation"])
@@ -179,8 +181,9 @@ def _fit(
     try:
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
-        reason = str(error).strip().splitlines()[-1][:300]
-        raise MedFocusError(f"training failed: {reason}; start it again to go on at the last checkpoint") from error
+        raise MedFocusError(
+            f"training failed: {reason(error)}; start it again to go on at the last checkpoint"
+        ) from error
     outcome = result.return_value
     return outcome | {"state": {name: torch.tensor(value) for name, value in outcome["state"].items()}}
 
