@@ -12,11 +12,12 @@ from medfocus.cluster.devices import is_device_error
 from medfocus.cluster.resources import Share
 from medfocus.pipeline import checkpoints
 from medfocus.pipeline.calibration import Calibration
+from medfocus.pipeline.causes import reason
 from medfocus.pipeline.commit import RUN_FILE, Output
 from medfocus.pipeline.config import Config
 from medfocus.pipeline.errors import MedFocusError
 from medfocus.pipeline.foundation import Foundation
-from medfocus.pipeline.isolation import Isolation, first_line
+from medfocus.pipeline.isolation import Isolation
 from medfocus.pipeline.shared_paths import check_seen
 from medfocus.pipeline.storage import Location
 from medfocus.pipeline.writing import Version, commit_rows
@@ -87,7 +88,7 @@ class ModelActor:
             if not is_device_error(error):
                 raise
             raise MedFocusError(
-                f"node {platform.node()}: its device fails in a new process, too ({first_line(error)}); mend it or take"
+                f"node {platform.node()}: its device fails in a new process, too ({reason(error)}); mend it or take"
                 " the node out of the cluster, the same call goes on from here"
             ) from error
 

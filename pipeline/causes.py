@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from medfocus.pipeline.errors import MedFocusError
 from medfocus.pipeline.logs import one_line, without_codes
 
-_OURS = ("pipeline", "stages", "cluster", "starter")
+_OURS = ("medfocus",)
 # Where Ray's errors keep the error that they tell of.
 _INNER = ("cause", "controller_failure", "_base_exc")
 # What Ray says, by its class, of processes and data that are gone; it says it in many lines, with process ids.

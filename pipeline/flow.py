@@ -21,8 +21,9 @@ from scipy.stats import binom
 from medfocus.cluster.devices import names_device_error
 from medfocus.cluster.resources import Plan, Share
 from medfocus.pipeline.actors import ENVIRONMENT, ModelActor, Work
+from medfocus.pipeline.causes import reason
 from medfocus.pipeline.errors import MedFocusError
-from medfocus.pipeline.isolation import FAILURE, Isolation, first_line, open_journal
+from medfocus.pipeline.isolation import FAILURE, Isolation, open_journal
 from medfocus.pipeline.logs import Progress, log
 from medfocus.pipeline.manifest import ShardEntry
 from medfocus.pipeline.reading import read_and_decode
@@ -106,7 +107,7 @@ def _pass(
 ) -> Attempt:
     """Try shards once."""
     attempt = Attempt({shard.sha256 for shard in todo})
-    reason = "its rows did not come to the end of the stream; see Ray's logs of the node that had it"
+    lost = "its rows did not come to the end of the stream; see Ray's logs of the node that had it"
     try:
         for summary in _plans(todo, work, plan):
             shard = summary["shard"]
@@ -128,9 +129,9 @@ def _pass(
         # A device that fails may be one of several. Anything else that an actor cannot begin with fails the next too.
         if getattr(cause, "actor_init_failed", False) and not names_device_error(str(cause)):
             raise
-        reason = f"{type(cause).__name__}: {first_line(cause)}"
+        lost = reason(cause)
     for shard in attempt.again:
-        done.failures.setdefault(shard, reason)
+        done.failures.setdefault(shard, lost)
     return attempt
 
 

@@ -20,6 +20,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from medfocus.cluster.devices import is_device_error, is_memory_error
+from medfocus.pipeline.causes import reason
 from medfocus.pipeline.errors import MedFocusError
 from medfocus.pipeline.storage import AccessError
 from medfocus.stages.batch import Batch, fail, well, writable
@@ -124,8 +125,8 @@ class Isolation:
         suspects = ray.get(self.journal.open.remote(shard, self.stage, at_once, _this_worker()))
         for row, deaths in suspects.items():
             if deaths >= _DEATHS:
-                reason = f"the process died each of {deaths} times that it had this row alone"
-                fail(batch, row, self.stage, "WorkerDied", reason)
+                message = f"the process died each of {deaths} times that it had this row alone"
+                fail(batch, row, self.stage, "WorkerDied", message)
         others = np.setdiff1d(np.arange(len(batch["image_id"])), list(suspects))
         groups = [others[start : start + GROUP] for start in range(0, len(others), GROUP)]
         groups += [np.array([row]) for row in sorted(suspects)]
@@ -161,16 +162,10 @@ class Isolation:
 
     def _leave(self, error: Exception) -> None:
         """End this process. Ray starts another one, which finds in the journal what was in hand."""
-        reason = f"{type(error).__name__}: {first_line(error)}"
         try:
-            ray.get(self.journal.note_device_error.remote(reason), timeout=_PATIENCE)
+            ray.get(self.journal.note_device_error.remote(reason(error)), timeout=_PATIENCE)
         finally:
             os._exit(1)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text that is not empty, at most 200 characters."""
-    return next((line.strip()[:200] for line in str(error).splitlines() if line.strip()), "no message")
 
 
 def _this_worker() -> str:
@@ -180,10 +175,10 @@ def _this_worker() -> str:
 def give_up(batch: Batch, stage: str, error: Exception) -> Batch:
     """The batch with the reason for which its shard cannot be finished now, and no row that is well."""
     out = writable(batch)
-    reason = " ".join(str(error).split())[:300] if isinstance(error, MedFocusError) else type(error).__name__
+    failure = " ".join(str(error).split())[:300] if isinstance(error, MedFocusError) else type(error).__name__
     for row in range(len(out["image_id"])):
         fail(out, row, stage, type(error).__name__, "its shard could not be finished")
-    return out | {FAILURE: np.full(len(out["image_id"]), reason, object)}
+    return out | {FAILURE: np.full(len(out["image_id"]), failure, object)}
 
 
 def _join(parts: list[Batch], rows: np.ndarray) -> Batch:
