@@ -233,14 +233,14 @@ def _spellings(name: str) -> Iterator[tuple[str, bool]]:
 def _path(name: str) -> str:
     """A path with single slashes between its parts, without blanks at its ends, drive aside as it is."""
     name = _LOCAL_URI.sub("/", stripped(name))
-    return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", "."))
+    return stripped("/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", ".")))
 
 
 def _without(path: str, fronts: Iterable[str]) -> str:
     folded = _fold(path)
     for front in fronts:
         if folded.startswith(_fold(front) + "/"):
-            return "/".join(path.split("/")[len(front.split("/")) :])
+            return stripped("/".join(path.split("/")[len(front.split("/")) :]))
     return path
 
 
@@ -253,7 +253,7 @@ def _form(text: str) -> str:
 
 
 def _fold(text: str) -> str:
-    return _form(_form(text).casefold())
+    return _form(_form(stripped(text)).casefold())
 
 
 def _file_name(image: str) -> str:
