@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -22,14 +22,15 @@ import pyarrow as pa
 
 from benchmarks.nothing import NoModels
 from benchmarks.untrained import untrained
-from pipeline import flow, records, score
-from pipeline.commit import PREDICTIONS, QUARANTINE, part_name
-from pipeline.config import Config
-from pipeline.logs import Progress
-from pipeline.manifest import ShardEntry, write_manifest
-from pipeline.shard_writer import ImageFile, write_shard
-from pipeline.storage import locate
-from starter.phantoms import write_set
+from medfocus.pipeline import flow, records, score
+from medfocus.pipeline.commit import PREDICTIONS, QUARANTINE, Output, part_name
+from medfocus.pipeline.config import Config
+from medfocus.pipeline.logs import Progress
+from medfocus.pipeline.manifest import ShardEntry, write_manifest
+from medfocus.pipeline.models import resolve_model
+from medfocus.pipeline.shard_writer import ImageFile, write_shard
+from medfocus.pipeline.storage import locate
+from medfocus.starter.phantoms import write_set
 
 MOST_SECONDS, MOST_MIB = 60.0, 1024
 # Of a hundred shards one is unfinished, and one that is finished has a quarantined row.
@@ -53,11 +54,13 @@ def prepare(folder: Path, count: int) -> None:
         entries.append(ShardEntry(name, 1, 1, digest))
         if index % UNFINISHED == 0:
             (folder / "images" / f"{index}.png").symlink_to(image)
-            plan = {"name": name, "images": [vars(ImageFile(f"{index}.png", 1, None, None, None))]}
+            plan = {"name": name, "images": [vars(ImageFile(f"{index}.png", f"{index}.png".encode(), 1))]}
             made = write_shard(plan, locate(str(folder / "images"), config.storage), source)
-            entries[-1] = ShardEntry(**made)
-    write_manifest(source, entries)
+            entries[-1] = ShardEntry(**{field.name: made[field.name] for field in fields(ShardEntry)})
+    manifest = write_manifest(source, entries)
     untrained(config, ("one", "other")).save(folder / "model")
+    model, version = resolve_model(str(folder / "model"), config)
+    Output(output, PREDICTIONS).begin(score.run_settings(model, version, model.prompts(None), config), manifest)
     row = {"image_id": ["x"], "source_uri": ["x"], "stage": ["decode"], "error": ["Undecodable"], "message": ["x"]}
     quarantined = records.encode(pa.table(row, schema=records.QUARANTINE))
     for kind in (PREDICTIONS, QUARANTINE):

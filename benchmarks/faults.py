@@ -15,10 +15,10 @@ from pathlib import Path
 
 import boto3
 
-from cluster.connect import connected
-from pipeline import embed, pack, train
-from pipeline.config import load_config
-from starter.phantoms import write_set
+from medfocus.cluster.connect import connected
+from medfocus.pipeline import embed, pack, train
+from medfocus.pipeline.config import load_config
+from medfocus.starter.phantoms import write_set
 from tests import servers
 from tests.faults.injection import ALL_WELL, Scoring, account, ended, failing_s3, kill, kill_at_work, wait_until
 

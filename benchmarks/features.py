@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipeline.config import Config, SegmentSection
-from stages.batch import Batch
-from stages.decode import Decode
-from stages.embed import Embed
-from stages.prompted_clip import PromptedCLIP
-from stages.segment import Segment
-from stages.tower import ImageTower, Remembered
-from stages.tuning import prompt_loss
-from stages.weights import load_clip, load_sam2, load_tokenizer
-from starter.phantoms import CLASSES, draw
+from medfocus.pipeline.config import Config, SegmentSection
+from medfocus.stages.batch import Batch
+from medfocus.stages.decode import Decode
+from medfocus.stages.embed import Embed
+from medfocus.stages.prompted_clip import PromptedCLIP
+from medfocus.stages.segment import Segment
+from medfocus.stages.tower import ImageTower, Remembered
+from medfocus.stages.tuning import prompt_loss
+from medfocus.stages.weights import load_clip, load_sam2, load_tokenizer
+from medfocus.starter.phantoms import CLASSES, draw
 
 IMAGES, SEGMENTED, SIDE, CUT = 16, 4, 512, 9
 SAM2, CLIP = "facebook/sam2.1-hiera-tiny", "ViT-B-16"

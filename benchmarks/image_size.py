@@ -17,13 +17,13 @@ import torch
 from PIL import Image
 
 from benchmarks.starter import SEED, Cover, covering
-from cluster.connect import connected
-from pipeline import embed, evaluate, pack, score, train
-from pipeline.actors import load_segment
-from pipeline.commit import PREDICTIONS
-from pipeline.config import Config, load_config
-from stages.masks import decode_mask
-from starter.phantoms import draw, write_set
+from medfocus.cluster.connect import connected
+from medfocus.pipeline import embed, evaluate, pack, score, train
+from medfocus.pipeline.actors import load_segment
+from medfocus.pipeline.commit import PREDICTIONS
+from medfocus.pipeline.config import Config, load_config
+from medfocus.stages.masks import decode_mask
+from medfocus.starter.phantoms import draw, write_set
 
 SIZES, LABELLED, ARCHIVE, SIDE = (320, 256, 192, 128), 240, 400, 320
 # Images that the region finder is timed with.

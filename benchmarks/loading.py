@@ -14,14 +14,14 @@ from pathlib import Path
 import ray
 from ray.data import DataIterator
 
-from cluster.connect import connected
-from pipeline import embed, pack
-from pipeline.commit import FEATURES
-from pipeline.config import Config, load_config
-from pipeline.storage import locate
-from pipeline.train import _datasets, _read_labels, assign_folds
-from pipeline.training_loop import _SHUFFLED
-from starter.phantoms import write_set
+from medfocus.cluster.connect import connected
+from medfocus.pipeline import embed, pack
+from medfocus.pipeline.commit import FEATURES
+from medfocus.pipeline.config import Config, load_config
+from medfocus.pipeline.storage import locate
+from medfocus.pipeline.train import _datasets, _read_labels, assign_folds
+from medfocus.pipeline.training_loop import _SHUFFLED
+from medfocus.starter.phantoms import write_set
 
 IMAGES = 64
 

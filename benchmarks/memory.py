@@ -17,10 +17,10 @@ from time import monotonic, sleep
 
 import psutil
 
-from cluster.connect import connected
-from pipeline import embed, pack, train
-from pipeline.config import load_config
-from starter.phantoms import write_set
+from medfocus.cluster.connect import connected
+from medfocus.pipeline import embed, pack, train
+from medfocus.pipeline.config import load_config
+from medfocus.starter.phantoms import write_set
 from tests.faults.injection import Scoring, ended
 
 # What the peak of a kind of process may be beside that of the smaller archive.

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.actors import ModelActor, Work
-from stages.batch import Batch
+from medfocus.pipeline.actors import ModelActor, Work
+from medfocus.stages.batch import Batch
 
 
 class NoModels(ModelActor):

@@ -17,9 +17,9 @@ from ray.cluster_utils import Cluster as LocalCluster
 
 from benchmarks.stages import Costs
 from benchmarks.throughput.work import ROWS_PER_SHARD, prepare
-from cluster.resources import plan
-from pipeline.config import PackSection
-from pipeline.flow import _SHARDS_PER_ACTOR
+from medfocus.cluster.resources import plan
+from medfocus.pipeline.config import PackSection
+from medfocus.pipeline.flow import _SHARDS_PER_ACTOR
 from tests.faults.injection import Scoring, ended
 
 MILLION = 1_000_000

@@ -20,17 +20,17 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.throughput.work import Work, prepare
-from cluster.connect import connected
-from cluster.resources import plan
-from pipeline import actors, flow
-from pipeline.commit import PREDICTIONS, Output
-from pipeline.logs import progress
-from pipeline.manifest import read_manifest
-from pipeline.models import load_model
-from pipeline.reading import read_and_decode
-from pipeline.storage import locate
-from pipeline.writing import Version
-from stages.batch import Batch
+from medfocus.cluster.connect import connected
+from medfocus.cluster.resources import plan
+from medfocus.pipeline import actors, checkpoints, flow
+from medfocus.pipeline.commit import PREDICTIONS, Output
+from medfocus.pipeline.logs import progress
+from medfocus.pipeline.manifest import read_manifest
+from medfocus.pipeline.models import load_model
+from medfocus.pipeline.reading import read_and_decode
+from medfocus.pipeline.storage import locate
+from medfocus.pipeline.writing import Version
+from medfocus.stages.batch import Batch
 
 STAGES = ("decode", "segment", "embed", "commit")
 # Where the workers write down their calls, a file for each process.
@@ -102,7 +102,10 @@ def measure(work: Work) -> Costs:
     began = time.time()
     with connected(None, None) as resources, progress("score", manifest.rows, 0, lambda *_: None) as shown:
         version = Version("benchmark", model.settings.classes)
-        whole = actors.Work(source, Output(out, PREDICTIONS), config, version, model.prompts(None))
+        output = Output(out, PREDICTIONS)
+        output.begin({}, manifest)
+        side = checkpoints.image_size(config.segment, config.storage)
+        whole = actors.Work(source, output, config, model.foundation, side, version, model.prompts(None))
         flow.run_shards(manifest.shards, whole, plan(resources), shown)
     return summed(pd.DataFrame(_read(calls)), began, work)
 

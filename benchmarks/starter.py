@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import checkpoints
-from pipeline.config import Config, SegmentSection
-from stages.batched_sam2 import decode_prompts, encode_images
-from stages.masks import decode_mask, main_piece
-from stages.segment import OUTLINE, Segment
-from stages.tower import ImageTower
-from stages.weights import load_clip, load_sam2, load_tokenizer
-from starter.anatomy import MODALITIES, ORGANS
-from starter.phantoms import CLASSES, MODALITY_WORDS, PRESETS, Phantom, draw
+from medfocus.pipeline import checkpoints
+from medfocus.pipeline.config import Config, SegmentSection
+from medfocus.stages.batched_sam2 import decode_prompts, encode_images
+from medfocus.stages.masks import decode_mask, main_piece
+from medfocus.stages.segment import OUTLINE, Segment
+from medfocus.stages.tower import ImageTower
+from medfocus.stages.weights import load_clip, load_sam2, load_tokenizer
+from medfocus.starter.anatomy import MODALITIES, ORGANS
+from medfocus.starter.phantoms import CLASSES, MODALITY_WORDS, PRESETS, Phantom, draw
 
 # A seed that neither training nor the demo uses, nor the choice of the region finder's settings (2,000,000).
 SEED = 2_500_000
@@ -171,7 +171,7 @@ def generator_masks(model: Any, phantoms: Sequence[Phantom]) -> tuple[list[np.nd
 
 def register_suppression() -> None:
     """Give torchvision::nms a plain implementation where its compiled one is absent, for the generator alone."""
-    from stages import torchvision_ops  # before torchvision
+    from medfocus.stages import torchvision_ops  # before torchvision
 
     # isort: split
     import torchvision.extension

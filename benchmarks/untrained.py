@@ -1,11 +1,12 @@
 """A model whose prompts have their initial values: it answers as zero-shot CLIP does, at a trained one's cost."""
 
-from pipeline import checkpoints
-from pipeline.calibration import Calibration
-from pipeline.config import Config
-from pipeline.models import Foundation, Model
-from stages.prompted_clip import PromptedCLIP
-from stages.weights import load_clip, load_tokenizer
+from medfocus.pipeline import checkpoints
+from medfocus.pipeline.calibration import Calibration
+from medfocus.pipeline.config import Config
+from medfocus.pipeline.foundation import Foundation
+from medfocus.pipeline.models import Model
+from medfocus.stages.prompted_clip import PromptedCLIP
+from medfocus.stages.weights import load_clip, load_tokenizer
 
 
 def untrained(config: Config, classes: tuple[str, ...]) -> Model:

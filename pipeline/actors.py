@@ -1,27 +1,34 @@
 """What holds the models, as an actor of Ray Data."""
 
+import platform
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import ray
 import torch
 
-from cluster.resources import Share
-from pipeline import checkpoints
-from pipeline.calibration import Calibration
-from pipeline.commit import Output
-from pipeline.config import Config
-from pipeline.isolation import Isolation
-from pipeline.storage import Location
-from pipeline.writing import Version, commit_rows
-from stages.batch import Batch
-from stages.prompt_settings import PromptSettings
-from stages.segment import Segment
-from stages.weights import load_clip, load_sam2, load_tokenizer
+from medfocus.cluster.devices import is_device_error
+from medfocus.cluster.resources import Share
+from medfocus.pipeline import checkpoints
+from medfocus.pipeline.calibration import Calibration
+from medfocus.pipeline.causes import reason
+from medfocus.pipeline.commit import RUN_FILE, Output
+from medfocus.pipeline.config import Config
+from medfocus.pipeline.errors import MedFocusError
+from medfocus.pipeline.foundation import Foundation
+from medfocus.pipeline.isolation import Isolation
+from medfocus.pipeline.shared_paths import check_seen
+from medfocus.pipeline.storage import Location
+from medfocus.pipeline.writing import Version, commit_rows
+from medfocus.stages.batch import Batch, start
+from medfocus.stages.prompt_settings import PromptSettings
+from medfocus.stages.segment import Segment
+from medfocus.stages.weights import load_clip, load_sam2, load_tokenizer
 
 if TYPE_CHECKING:
-    from stages.classify import Classify
-    from stages.embed import Embed
+    from medfocus.stages.classify import Classify
+    from medfocus.stages.embed import Embed
 
 # Of an actor's process, read by glibc when it begins. Ray Data calls an actor from a thread, whose memory glibc would
 # take from an arena of its own, and give back to the system whenever a large tensor ends: its pages are then faulted in
@@ -42,12 +49,21 @@ class Prompts:
 class Work:
     """What is done to shards: where they lie, where their rows go, and what makes these.
 
-    ``prompts`` are those of the model that scores; None keeps features of the labelled rows instead.
+    Args:
+        source: prefix of the shards.
+        output: where their rows go.
+        config: settled, so that its names mean the same on every node.
+        foundation: the frozen models that the run was started with.
+        side: of the square images that SAM2 takes, in pixels.
+        version: what made the rows.
+        prompts: of the model that scores; None keeps features of the labelled rows instead.
     """
 
     source: Location
     output: Output
     config: Config
+    foundation: Foundation
+    side: int
     version: Version
     prompts: Prompts | None
 
@@ -61,13 +77,32 @@ class ModelActor:
 
     def __init__(self, work: Work, share: Share, device: str, journal: Any):
         torch.set_num_threads(share.threads)
-        self.segment = load_segment(work.config, device)
-        self.embed, self.classify = load_embed(work.config, device, work.prompts)
+        check_seen(work.output.prefix / RUN_FILE)
         self.work, self.journal = work, journal
+        try:
+            self.segment = load_segment(work.config, device, work.foundation.sam2_identity)
+            self.embed, self.classify = load_embed(work.config, device, work.prompts, work.foundation.clip_identity)
+            if ray.get(journal.device_errors.remote()):
+                self._try_device()
+        except Exception as error:
+            if not is_device_error(error):
+                raise
+            raise MedFocusError(
+                f"node {platform.node()}: its device fails in a new process, too ({reason(error)}); mend it or take"
+                " the node out of the cluster, the same call goes on from here"
+            ) from error
 
     def __call__(self, batch: Batch) -> dict[str, list]:
         segmented = Isolation("segment", self.journal)(self.segment, batch)
         return self._commit(Isolation("embed", self.journal)(self._embed, segmented))
+
+    def _try_device(self) -> None:
+        """One image through the models: tells a broken device from a row that fails, before any row is in hand."""
+        side = self.segment.size
+        grey = np.random.default_rng(0).integers(0, 256, (1, side, side, 1), np.uint8)
+        square = np.full(1, side, np.int32)
+        image = {"image_id": np.array([""], object), "pixels": grey, "height": square, "width": square}
+        self._embed(self.segment(start(image)))
 
     def _embed(self, batch: Batch) -> Batch:
         embedded = self.embed(batch)
@@ -77,22 +112,26 @@ class ModelActor:
         return commit_rows(batch, self.work.output, self.work.version)
 
 
-def load_segment(config: Config, device: str) -> Segment:
-    """The region finder with its SAM2."""
+def load_segment(config: Config, device: str, identity: str | None = None) -> Segment:
+    """The region finder with its SAM2, which has to be of an identity where one is given."""
     source = checkpoints.resolve_sam2(config.segment, config.storage)
+    checkpoints.verify(source, identity, "segment")
     sam2 = load_sam2(source.model, source.checkpoint, image_size=config.segment.image_size, device=device)
     return Segment(sam2, **config.segment.options)
 
 
-def load_embed(config: Config, device: str, prompts: Prompts | None) -> "tuple[Embed, Classify | None]":
-    """CLIP below the cut, and with prompts what classifies by it."""
+def load_embed(
+    config: Config, device: str, prompts: Prompts | None, identity: str | None = None
+) -> "tuple[Embed, Classify | None]":
+    """CLIP below the cut, and with prompts what classifies by it. CLIP has to be of an identity where one is given."""
     # Here, not above: open_clip takes seconds to import, and the driver does without.
-    from stages.classify import Classify
-    from stages.embed import Embed
-    from stages.prompted_clip import PromptedCLIP
-    from stages.tower import ImageTower
+    from medfocus.stages.classify import Classify
+    from medfocus.stages.embed import Embed
+    from medfocus.stages.prompted_clip import PromptedCLIP
+    from medfocus.stages.tower import ImageTower
 
     source = checkpoints.resolve_clip(config.clip, config.storage)
+    checkpoints.verify(source, identity, "clip")
     clip = load_clip(source.model, source.checkpoint, source.preprocess, device=device)
     region = config.model.focus in ("masked_image", "both")
     views = config.clip.views if prompts is None else 1

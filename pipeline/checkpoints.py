@@ -1,10 +1,13 @@
 """Where model weights come from: a configured name becomes an architecture and a file on this node.
 
-Loading is ``stages.weights``; here files are only found or fetched, once a node.
+Loading is ``stages.weights``; here files are only found or fetched, once a node. The command that starts a run resolves
+the names and knows the identity of what it found; every worker finds the files on its own node and checks that they are
+the same.
 """
 
 import hashlib
 import json
+import platform
 import shutil
 import uuid
 from dataclasses import dataclass
@@ -12,12 +15,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from huggingface_hub import hf_hub_download, snapshot_download
 
-from pipeline.config import ClipSection, SegmentSection, StorageSection
-from pipeline.errors import UsageError
-from pipeline.storage import locate
-from stages.weights import WeightsError, check_sha256, file_sha256, sam2_hub_file, sam2_image_size
+from medfocus.pipeline.config import ClipSection, Config, SegmentSection, StorageSection
+from medfocus.pipeline.errors import MedFocusError, UsageError
+from medfocus.pipeline.storage import Location, locate, settle_storage
+from medfocus.stages.weights import WeightsError, check_sha256, file_sha256, sam2_hub_file, sam2_image_size
 
 STARTER = "starter"
 
@@ -45,6 +49,40 @@ class Source:
         return hashlib.sha256(
             json.dumps([described, file_sha256(self.checkpoint), self.preprocess]).encode()
         ).hexdigest()
+
+
+def settle(config: Config) -> Config:
+    """The configuration with names that mean the same in every process and on every node.
+
+    Folders and files of models become absolute paths; the endpoint and the region in force here become those of the
+    configuration, whatever the environment of a worker says.
+    """
+    sections: dict[str, SegmentSection | ClipSection] = {"segment": config.segment, "clip": config.clip}
+    settled = {
+        name: section.model_copy(update={"model": _absolute(section.model), "weights": _absolute(section.weights)})
+        for name, section in sections.items()
+    }
+    return config.model_copy(update={**settled, "storage": settle_storage(config.storage)})
+
+
+def _absolute(name: str | None) -> str | None:
+    """The absolute path of what is a file or a folder here; any other name as it is."""
+    path = Path(name or "").expanduser()
+    return str(path.absolute()) if name and name != STARTER and "://" not in name and path.exists() else name
+
+
+def verify(source: Source, identity: str | None, section: str) -> Source:
+    """The source, if it is the model that the run was started with; ``None`` takes any.
+
+    Raises:
+        MedFocusError: this node has another file under the name, or another version of MedFocus.
+    """
+    if identity is not None and source.identity() != identity:
+        raise MedFocusError(
+            f"{section}.weights: {source.checkpoint.name} on node {platform.node()} is not what the run was started"
+            " with; put the same files on every node, or name weights in object storage"
+        )
+    return source
 
 
 def resolve_sam2(section: SegmentSection, storage: StorageSection) -> Source:
@@ -104,7 +142,7 @@ def _checked(
 
 
 def _starter_folder(name: str) -> Path:
-    return Path(str(files(STARTER) / name))
+    return Path(str(files(f"medfocus.{STARTER}") / name))
 
 
 def _existing(path: Path) -> Path | None:
@@ -125,13 +163,22 @@ def _fetch(uri: str, storage: StorageSection) -> Path:
     # Content that changes under the same URI is another file.
     key = hashlib.sha256(f"{uri} {info.size} {info.mtime_ns}".encode()).hexdigest()[:16]
     target = Path(storage.cache).expanduser() / key / Path(source.path).name
-    if not target.is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft = target.with_name(f".{uuid.uuid4().hex}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_name(".lock")):  # of all workers of a node the first one fetches
+        if not target.is_file():
+            source.attempt(lambda: _download(source, target))
+    return target
+
+
+def _download(source: Location, target: Path) -> None:
+    """A reader of the target sees the whole file or none."""
+    draft = target.with_name(f".{uuid.uuid4().hex}")
+    try:
         with source.filesystem.open_input_stream(source.path) as stream, draft.open("wb") as file:
             shutil.copyfileobj(stream, file, 1 << 22)
         draft.replace(target)
-    return target
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _from_hub(repository: str, name: str) -> Path:

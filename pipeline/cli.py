@@ -2,17 +2,25 @@
 
 import argparse
 import json
+import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-from cluster.errors import ClusterError
-from pipeline.config import Config, documented_keys, load_config
-from pipeline.errors import MedFocusError, TooManyQuarantined, UsageError
-from pipeline.logs import configure, log
+from medfocus.cluster.account import complete_environment, own_folder
+from medfocus.cluster.errors import ClusterError
+from medfocus.pipeline.causes import own_error, reason
+from medfocus.pipeline.config import Config, documented_keys, load_config
+from medfocus.pipeline.credentials import without_credentials
+from medfocus.pipeline.errors import MedFocusError, TooManyQuarantined, UsageError
+from medfocus.pipeline.logs import configure, flush, log, only_results, show, without_codes
 
 _DESCRIPTION = """Archives of medical images to scored, explained results, with SAM2 regions guiding a frozen CLIP.
 Research software: not for clinical use."""
@@ -39,36 +47,70 @@ _POSITIONS = {
     "doctor": ("probe",),
     "demo": ("work",),
 }
+_LABELS = (
+    "CSV in any dialect, Parquet or Excel with the columns file (path below SOURCE) or image_id, label and, if known,"
+    " patient_id (a pseudonym) and site; without it, the first folder below SOURCE, or below train, val or test there,"
+    " names the class"
+)
 _EVERYWHERE = ("storage", "cluster", "tracking")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code (0 done, 1 failed, 2 wrong call, 3 too many in quarantine)."""
-    call = _parser().parse_args(arguments)
     configure()
     try:
-        config = load_config(call.config, call.set)
-    except UsageError as error:
-        return _told(error)
+        call = _parser().parse_args(arguments)
+        with _stopped_by_signals(), only_results():
+            return _attempt(call)
+    finally:
+        flush()
+
+
+def _attempt(call: argparse.Namespace) -> int:
     try:
-        result = _run(call, config)
+        complete_environment()
+        config = load_config(call.config, call.set)
+    except (UsageError, ClusterError) as error:
+        return _report(error, getattr(error, "exit_code", 1))
+    try:
+        _print(call, _run(call, config))
     except TooManyQuarantined as error:
         _print(call, error.result)
-        return _told(error)
+        return _report(error, error.exit_code)
     except ClusterError as error:
-        return _told(MedFocusError(str(error)))
-    except KeyboardInterrupt:
-        log.error("stopped; the same call goes on from here")
-        return 1
+        return _report(error, 1)
+    except (KeyboardInterrupt, SystemExit):
+        return _report("stopped; the same call goes on from here", 1)
     except Exception as error:
-        return _told(_unwrapped(error, config))
-    _print(call, result)
+        known = own_error(error) or _unforeseen(error, config)
+        return _report(known, known.exit_code)
     return 0
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP, as schedulers and terminals send them, stop a command as Ctrl-C does."""
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for other in numbers:  # what ends in order is not disturbed
+            signal.signal(other, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    for number in numbers:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _run(call: argparse.Namespace, config: Config) -> dict[str, Any]:
     # Imported when asked for: ray, torch and mlflow take seconds.
-    run: Callable[..., dict[str, Any]] = import_module(f"pipeline.{call.command}").run
+    run: Callable[..., dict[str, Any]] = import_module(f"medfocus.pipeline.{call.command}").run
     options = {name: getattr(call, name) for name in ("overwrite", "retry_quarantined") if name in call}
     return run(config, *(getattr(call, name) for name in _POSITIONS[call.command]), **options)
 
@@ -96,9 +138,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_arguments(made: dict[str, argparse.ArgumentParser]) -> None:
     place = "a local path or an s3:// URI"
-    made["pack"].add_argument("source", metavar="SOURCE", help=f"folder of images, a folder a class or flat; {place}")
+    made["pack"].add_argument("source", metavar="SOURCE", help=f"folder of images, found by their bytes; {place}")
     made["pack"].add_argument("shards", metavar="SHARDS", help=f"prefix to write to; {place}")
-    made["pack"].add_argument("--labels", metavar="FILE", help="CSV with file, label and, if known, patient_id, site")
+    made["pack"].add_argument("--labels", metavar="FILE", help=_LABELS)
     made["embed"].add_argument("shards", metavar="SHARDS", help=f"prefix that pack wrote; {place}")
     made["embed"].add_argument("features", metavar="FEATURES", help=f"prefix to write to; {place}")
     made["train"].add_argument("features", metavar="FEATURES", help=f"prefix that embed wrote; {place}")
@@ -106,9 +148,11 @@ def _add_arguments(made: dict[str, argparse.ArgumentParser]) -> None:
     made["score"].add_argument("shards", metavar="SHARDS", help=f"prefix that pack wrote; {place}")
     made["score"].add_argument("out", metavar="OUT", help=f"prefix to write to; {place}")
     made["score"].add_argument("--model", required=True, metavar="URI", help="models:/NAME/VERSION or a folder")
-    made["quarantine"].add_argument("out", metavar="OUT", help=f"prefix that score or embed wrote; {place}")
+    made["quarantine"].add_argument("out", metavar="OUT", help=f"prefix that pack, embed or score wrote; {place}")
     made["evaluate"].add_argument("out", metavar="OUT", help=f"prefix that score wrote; {place}")
-    made["evaluate"].add_argument("--labels", required=True, metavar="SHARDS|FILE", help="shards, or a CSV of labels")
+    made["evaluate"].add_argument(
+        "--labels", required=True, metavar="SHARDS|FILE", help="shards, or a label file as pack takes it"
+    )
     made["doctor"].add_argument("--probe", metavar="PREFIX", help=f"write, read and delete below this prefix; {place}")
     for name in ("embed", "score"):
         made[name].add_argument("--overwrite", action="store_true", help="remove what the output holds first")
@@ -129,29 +173,31 @@ def _keys_help(sections: Sequence[str]) -> str:
 
 def _print(call: argparse.Namespace, result: dict[str, Any]) -> None:
     if call.json:
-        print(json.dumps(result), flush=True)
+        show(json.dumps(result))
     elif call.command == "train":
-        print(result["model_uri"], flush=True)
+        show(result["model_uri"])
 
 
-def _told(error: MedFocusError) -> int:
-    log.error("%s", " ".join(str(error).split()))
-    return error.exit_code
+def _report(error: Exception | str, code: int) -> int:
+    log.error("%s", error)
+    return code
 
 
-def _unwrapped(error: BaseException, config: Config) -> MedFocusError:
-    """What a person should read of an error that may have come through Ray, or was not foreseen."""
-    cause: BaseException | None = error
-    while cause is not None:
-        inner = getattr(cause, "cause", None)  # Ray's errors carry the worker's; some are also of its class
-        if isinstance(cause, MedFocusError) and inner is None:
-            return type(cause)(str(cause).splitlines()[0])  # Ray Data adds lines about its retries
-        cause = inner or cause.__cause__
-    trace = Path(config.work) / "last-error.txt"
-    trace.parent.mkdir(parents=True, exist_ok=True)
-    trace.write_text("".join(traceback.format_exception(error)))
-    first = next((line for line in str(error).splitlines() if line.strip()), "")
-    return MedFocusError(f"{type(error).__name__}: {first[:300]}; the whole trace is in {trace}")
+def _unforeseen(error: Exception, config: Config) -> MedFocusError:
+    """One line for an error that was not foreseen; the trace is kept in a file that only this account reads."""
+    trace = without_credentials(without_codes("".join(traceback.format_exception(error))))
+    for place in (lambda: Path(config.work), own_folder):
+        try:
+            file = place() / "last-error.txt"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.unlink(missing_ok=True)
+            descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as opened:
+                opened.write(trace)
+        except (OSError, ClusterError):
+            continue
+        return MedFocusError(f"{reason(error)}; the whole trace is in {file}")
+    return MedFocusError(f"{reason(error)}; no folder can be written, set work to one to see the whole trace")
 
 
 if __name__ == "__main__":

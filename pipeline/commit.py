@@ -6,17 +6,17 @@ file is there is finished and is not read again. The quarantine file is written 
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import records
-from pipeline.errors import UsageError
-from pipeline.manifest import Manifest, ShardEntry
-from pipeline.storage import Location
+from medfocus.pipeline import records
+from medfocus.pipeline.errors import MedFocusError, UsageError
+from medfocus.pipeline.manifest import Manifest, ShardEntry
+from medfocus.pipeline.storage import Location
 
 RUN_FILE = "run.json"
 PREDICTIONS, FEATURES, QUARANTINE = "predictions", "features", "quarantine"
@@ -38,10 +38,12 @@ class Output:
     Args:
         prefix: the command's output.
         folder: name below it of the folder with the rows (``predictions``, ``features``).
+        replaces: shards that are finished may be written again.
     """
 
     prefix: Location
     folder: str
+    replaces: bool = False
 
     @property
     def rows(self) -> Location:
@@ -67,54 +69,80 @@ class Output:
             settings: all that decides the rows.
             manifest: of the shards.
             overwrite: remove what is there first.
-            retry_quarantined: count shards with quarantined rows as unfinished; then a setting that changes no row but
-                those may be another.
+            retry_quarantined: take shards with quarantined rows again; each keeps its rows until it is written anew. A
+                setting that changes no row but those may then be another.
 
         Returns:
-            The run's record, and the shards that are not finished.
+            The run's record, and the shards to do. Where there are some, the record says that the run is unfinished.
 
         Raises:
-            UsageError: the prefix holds rows made by other settings, or of shards that have changed since.
+            UsageError: the prefix holds rows made by other settings, or of shards that have changed since, or rows that
+                no record tells of.
         """
-        key = settings_key(settings)
         if overwrite:
             self.clear()
-        record = self.prefix / RUN_FILE
-        if record.exists():
-            earlier = record.read_json()
-            if earlier.get("key") != key:
-                changed = _differences(earlier.get("settings", {}), settings)
-                if not retry_quarantined or changed != ["max_pixels"]:
-                    raise UsageError(
-                        f"{self.prefix.uri}: holds rows made with another {', '.join(changed) or 'program'};"
-                        " choose a new prefix or --overwrite"
-                    )
-                earlier |= {"key": key, "settings": dict(settings)}
-                record.write_json(earlier)
-        else:
-            earlier = {"key": key, "settings": dict(settings), "finished": False}
-            record.write_json(earlier)
-        known = {part_name(shard.sha256) for shard in manifest.shards}
+        record = self._record(settings, may_retry=retry_quarantined)
         finished = set(self.rows.files(".parquet"))
-        if strangers := len(finished - known):
+        if strangers := len(finished - {part_name(shard.sha256) for shard in manifest.shards}):
             raise UsageError(
                 f"{self.prefix.uri}: holds rows of {strangers} shards that are not, or no longer, in SHARDS;"
                 " choose a new prefix or --overwrite"
             )
         if retry_quarantined:
-            for name in self.quarantine.files(".parquet"):
-                (self.rows / name).delete()
-                finished.discard(name)
-        return earlier, [shard for shard in manifest.shards if part_name(shard.sha256) not in finished]
+            finished -= set(self.quarantine.files(".parquet"))
+        todo = [shard for shard in manifest.shards if part_name(shard.sha256) not in finished]
+        if todo or "finished" not in record:
+            record["finished"] = False
+        self._write_record(record)  # before any row changes: who reads the rows meanwhile is told
+        return record, todo
+
+    def _record(self, settings: Mapping[str, Any], *, may_retry: bool) -> dict[str, Any]:
+        """The record of the earlier run with these settings; a new one where the prefix is empty."""
+        key = settings_key(settings)
+        if not (self.prefix / RUN_FILE).exists():
+            if self.rows.files(".parquet"):
+                raise UsageError(f"{self.prefix.uri}: holds rows without a {RUN_FILE}; choose a new prefix")
+            return {"key": key, "settings": dict(settings)}
+        record = self.read_record()
+        if record.get("emptied"):
+            raise UsageError(f"{self.prefix.uri}: a call with --overwrite was stopped here; give --overwrite again")
+        if record.get("key") == key:
+            return record
+        changed = _differences(record.get("settings", {}), settings)
+        if not may_retry or changed != ["max_pixels"]:
+            raise UsageError(
+                f"{self.prefix.uri}: holds rows made with another {', '.join(changed) or 'program'};"
+                " choose a new prefix or --overwrite"
+            )
+        return record | {"key": key, "settings": dict(settings)}
+
+    def read_record(self) -> dict[str, Any]:
+        """The run's record.
+
+        Raises:
+            UsageError: it is not one.
+        """
+        location = self.prefix / RUN_FILE
+        try:
+            record = location.read_json()
+        except ValueError as error:
+            raise UsageError(f"{location.uri}: not a record of a run; choose a new prefix") from error
+        if not isinstance(record, dict):
+            raise UsageError(f"{location.uri}: not a record of a run; choose a new prefix")
+        return record
+
+    def _write_record(self, record: Mapping[str, Any]) -> None:
+        (self.prefix / RUN_FILE).write_json(record)
 
     def update(self, **entries: Any) -> None:
         """Put entries into the run's record."""
-        record = self.prefix / RUN_FILE
-        record.write_json(record.read_json() | entries)
+        self._write_record(self.read_record() | entries)
 
     def clear(self) -> None:
-        """Remove the run's record and all rows."""
-        for place in (self.prefix / RUN_FILE, self.rows, self.quarantine):
+        """Remove all rows, then the run's record: a part of the rows never counts as all of them."""
+        if (self.prefix / RUN_FILE).exists():
+            self._write_record({"emptied": True, "finished": False})
+        for place in (self.rows, self.quarantine, self.prefix / RUN_FILE):
             place.delete()
 
     def quarantined(self) -> int:
@@ -124,9 +152,24 @@ class Output:
         files = (self.quarantine / name for name in names)
         return sum(pq.read_metadata(file.path, filesystem=file.filesystem).num_rows for file in files)
 
+    def check_complete(self, shards: Sequence[ShardEntry]) -> None:
+        """Raise MedFocusError if rows of a shard are not to be seen from here, whatever its writer said."""
+        seen = set(self.rows.files(".parquet"))
+        if missing := sum(part_name(shard.sha256) not in seen for shard in shards):
+            raise MedFocusError(
+                f"{self.rows.uri}: rows of {missing} of {len(shards)} shards were written and are not there; check that"
+                " all nodes write to the same place, then start the same call again"
+            )
+
     def commit(self, shard_sha256: str, rows: pa.Table, quarantined: pa.Table) -> None:
-        """Write the outputs of one shard; from the moment the rows file is there, the shard is finished."""
+        """Write the outputs of one shard; from the moment the rows file is there, the shard is finished.
+
+        Where the run replaces earlier outputs, the shard is unfinished from here to there: a run that is stopped in
+        between takes the shard again, and no image is in both files or in none.
+        """
         name = part_name(shard_sha256)
+        if self.replaces:
+            (self.rows / name).delete()
         if quarantined.num_rows:
             (self.quarantine / name).write(records.encode(quarantined))
         else:

@@ -2,14 +2,18 @@
 
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from string import Formatter
+from typing import Any, Literal, cast, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
+from yaml.reader import ReaderError
 
-from pipeline.errors import UsageError
-from stages.prompt_settings import PromptSettings
+from medfocus.pipeline.errors import UsageError
+from medfocus.stages.prompt_settings import PromptSettings
 
 Focus = Literal["none", "masked_image", "attention", "both"]
 
@@ -23,6 +27,9 @@ class StorageSection(Section):
 
     s3_endpoint: str | None = Field(None, description="URL of an S3 service other than AWS; else AWS_ENDPOINT_URL")
     s3_region: str | None = Field(None, description="region of the bucket; else AWS_REGION or AWS_DEFAULT_REGION")
+    shared: bool = Field(
+        False, description="whether every node of a cluster mounts the folders that local paths name; it is probed"
+    )
     cache: str = Field("~/.cache/medfocus", description="folder on each node where fetched weights are kept")
 
 
@@ -128,6 +135,17 @@ class ModelSection(Section):
         "a medical image showing {}", pattern=r"\{\}", description="sentence whose {} is replaced by the class"
     )
 
+    @field_validator("template")
+    @classmethod
+    def _takes_one_class(cls, template: str) -> str:
+        try:
+            places = [place for place in Formatter().parse(template) if place[1] is not None]
+        except ValueError as error:  # a single brace
+            raise ValueError(f"{template!r} has a brace without its pair; write {{{{ and }}}} for braces") from error
+        if [place[1:] for place in places] != [("", "", None)]:
+            raise ValueError(f"{template!r} must have {{}} once, for the class, and no other field in braces")
+        return template
+
     def prompts(self, classes: Iterable[str], cut: int) -> PromptSettings:
         """Settings of the learned part for these classes, in alphabetical order, above a cut."""
         return PromptSettings(classes=tuple(sorted(set(classes))), cut=cut, **self.model_dump())
@@ -170,7 +188,7 @@ class EvaluateSection(Section):
 class TrackingSection(Section):
     """MLflow. The store is MLFLOW_TRACKING_URI, else SQLite in the work folder."""
 
-    experiment: str = Field("medfocus", min_length=1, description="MLflow experiment of the runs")
+    experiment: str = Field("medfocus", min_length=1, max_length=250, description="MLflow experiment of the runs")
 
 
 class Config(Section):
@@ -194,6 +212,9 @@ class Config(Section):
 def load_config(file: str | None = None, settings: Sequence[str] = ()) -> Config:
     """Defaults, then the YAML file, then each ``section.key=value`` in order.
 
+    Where a key takes a text, what is given is that text, also if YAML would read it as a number, a date or a mapping;
+    quotes around it are YAML's.
+
     Raises:
         UsageError: the file cannot be read, or a key is unknown, or a value is out of its range.
     """
@@ -204,7 +225,8 @@ def load_config(file: str | None = None, settings: Sequence[str] = ()) -> Config
         key, separator, text = setting.partition("=")
         if not separator or not key:
             raise UsageError(f"--set {setting}: expected section.key=value")
-        _assign(tree, key.strip().split("."), _parse_value(setting, text))
+        keys = key.strip().split(".")
+        _assign(tree, keys, _parse_value(setting, text, _field(keys)))
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -220,25 +242,85 @@ def documented_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iter
             yield f"{prefix}{name}", field.default, field.description or ""
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML without dates, which no key takes; a month 13 would be an error."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
+    """The file's sections. YAML is UTF-8, or UTF-16 with a byte order mark, whatever the locale."""
     try:
-        content = yaml.safe_load(path.read_text())
+        content = path.read_bytes()
+        tree, texts = yaml.load(content, _Loader), yaml.load(content, yaml.BaseLoader)
     except OSError as error:
         raise UsageError(f"--config {path}: {error.strerror}; give the path of a YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config {path}: not YAML ({str(error).splitlines()[0]}); correct the file") from error
-    if content is None:
+    except ReaderError as error:
+        raise UsageError(f"--config {path}: not a text in UTF-8; save it as UTF-8") from error
+    except (yaml.YAMLError, ValueError) as error:
+        where = f" in line {mark.line + 1}" if (mark := getattr(error, "problem_mark", None)) else ""
+        raise UsageError(
+            f"--config {path}: not YAML{where} ({getattr(error, 'problem', None) or str(error).splitlines()[0]});"
+            " correct the file, and put a text that holds ': ' or ' #' in quotes"
+        ) from error
+    if tree is None:
         return {}
-    if not isinstance(content, dict):
-        raise UsageError(f"--config {path}: expected sections with keys, found {type(content).__name__}")
-    return content
+    if not isinstance(tree, dict):
+        raise UsageError(f"--config {path}: expected sections with keys, found {type(tree).__name__}")
+    _restore_texts(tree, texts, Config)
+    return tree
 
 
-def _parse_value(setting: str, text: str) -> Any:
+def _restore_texts(tree: dict[str, Any], texts: dict[str, Any], section: type[BaseModel]) -> None:
+    """Put the text as it is written in place of what YAML made of it, where a key takes a text."""
+    for name, field in section.model_fields.items():
+        value, text = tree.get(name), texts.get(name)
+        if isinstance(value, dict) and isinstance(text, dict) and _is_section(field):
+            _restore_texts(value, text, cast(type[BaseModel], field.annotation))
+        elif isinstance(text, str) and _takes_text(field) and not (value is None and _is_empty(text, field)):
+            tree[name] = text
+
+
+def _parse_value(setting: str, text: str, field: FieldInfo | None) -> Any:
+    plain = text.strip()
+    if field is not None and _takes_text(field):
+        if plain[:1] in ("'", '"'):
+            with suppress(yaml.YAMLError):
+                if isinstance(quoted := yaml.load(plain, _Loader), str):
+                    return quoted
+        return None if _is_empty(plain, field) else plain
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError) as error:
         raise UsageError(f"--set {setting}: the value is not YAML; quote it") from error
+
+
+def _field(keys: Sequence[str]) -> FieldInfo | None:
+    """The field of the tree with this path; None where there is none."""
+    section: type[BaseModel] = Config
+    for key in keys[:-1]:
+        field = section.model_fields.get(key)
+        if field is None or not _is_section(field):
+            return None
+        section = cast(type[BaseModel], field.annotation)
+    return section.model_fields.get(keys[-1])
+
+
+def _is_section(field: FieldInfo) -> bool:
+    return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+
+
+def _takes_text(field: FieldInfo) -> bool:
+    return field.annotation is str or str in get_args(field.annotation)
+
+
+def _is_empty(text: str, field: FieldInfo) -> bool:
+    """Whether a text stands for no value; of a key that needs one ``null`` is a text like any other."""
+    return text == "" or (field.annotation is not str and text in ("~", "null", "Null", "NULL"))
 
 
 def _assign(tree: dict[str, Any], keys: list[str], value: Any) -> None:
@@ -261,4 +343,5 @@ def _one_line(error: ValidationError) -> str:
     if problem["type"] == "value_error":  # a check of more than one key
         return f"{key}: {problem['ctx']['error']}; correct it in --config or --set"
     message = problem["msg"][0].lower() + problem["msg"][1:]
-    return f"{key}: {message}, found {problem['input']!r}; correct it in --config or --set"
+    mend = "put it in quotes" if problem["type"] == "string_type" and problem["input"] else "correct it"
+    return f"{key}: {message}, found {problem['input']!r}; {mend} in --config or --set"

@@ -13,14 +13,15 @@ import numpy as np
 import pyarrow.dataset as pads
 from PIL import Image
 
-from cluster.connect import connected
-from pipeline import charts, embed, evaluate, pack, score, tracking, train
-from pipeline.commit import PREDICTIONS
-from pipeline.config import Config
-from pipeline.errors import MedFocusError
-from pipeline.logs import event
-from pipeline.metrics import as_lines
-from stages.masks import decode_mask
+from medfocus.cluster.connect import connected
+from medfocus.pipeline import charts, embed, evaluate, pack, score, train
+from medfocus.pipeline.commit import PREDICTIONS
+from medfocus.pipeline.config import Config
+from medfocus.pipeline.errors import MedFocusError
+from medfocus.pipeline.logs import event, show
+from medfocus.pipeline.metrics import as_lines
+from medfocus.pipeline.tracking_store import shown_uri
+from medfocus.stages.masks import decode_mask
 
 # Phantoms of one set: the first are the labelled few, the others the archive.
 _LABELLED, _ARCHIVE = 240, 160
@@ -64,7 +65,7 @@ def run(config: Config, work: str | None = None) -> dict[str, Any]:
         scored = timed("score", lambda: score.run(config, shards["archive"], str(folder / "out"), model))
     judged = timed("evaluate", lambda: evaluate.run(config, str(folder / "out"), shards["archive"]))
     picture = _draw_results(folder)
-    _print(rows, judged["metrics"], scored, model, picture, config)
+    _print(rows, judged, scored, model, picture, config)
     return {
         "stages": [{"stage": stage, "images": images, "seconds": seconds} for stage, images, seconds in rows],
         "model_uri": model,
@@ -88,7 +89,7 @@ def _small(config: Config) -> Config:
 def _draw(folder: Path) -> dict[str, Any]:
     """Two sets of phantoms that share no patient, by the starter's own command."""
     for name, start, count in (("labelled", 0, _LABELLED), ("archive", _LABELLED, _ARCHIVE)):
-        command = [sys.executable, "-m", "starter.phantoms", str(folder / name)]
+        command = [sys.executable, "-m", "medfocus.starter.phantoms", str(folder / name)]
         made = subprocess.run(
             [*command, "--start", str(start), "--count", str(count)], capture_output=True, text=True, check=False
         )
@@ -115,7 +116,7 @@ def _draw_results(folder: Path) -> Path:
 
 def _print(
     rows: list[tuple[str, int, float]],
-    metrics: dict[str, Any],
+    judged: dict[str, Any],
     scored: dict[str, Any],
     model: str,
     picture: Path,
@@ -123,10 +124,11 @@ def _print(
 ) -> None:
     lines = ["", f"{'stage':<10} {'images':>7} {'seconds':>8} {'images/s':>9}"]
     lines += [f"{stage:<10} {images:>7} {seconds:>8.1f} {images / seconds:>9.1f}" for stage, images, seconds in rows]
-    lines += ["", *as_lines(f"{scored['scored']} images scored by {model}, value and 95 % interval:", metrics), ""]
+    title = f"{scored['scored']} images scored by {model}, value and 95 % interval {judged['intervals']}:"
+    lines += ["", *as_lines(title, judged["metrics"]), ""]
     lines += [
         "Phantoms are drawings; nothing here is for clinical use.",
         f"See the masks: {picture}",
-        f"See the runs: {Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {tracking.shown_uri(config)}",
+        f"See the runs: {Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {shown_uri(config)}",
     ]
-    print("\n".join(lines), flush=True)
+    show("\n".join(lines))

@@ -9,10 +9,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import ClusterError
-from pipeline.config import ClipSection, Config, SegmentSection
-from pipeline.errors import MedFocusError
-from pipeline.storage import locate, s3_endpoint, without_credentials
+from medfocus.cluster.errors import ClusterError
+from medfocus.pipeline.causes import own_error, reason
+from medfocus.pipeline.config import ClipSection, Config, SegmentSection
+from medfocus.pipeline.credentials import without_credentials
+from medfocus.pipeline.errors import MedFocusError
+from medfocus.pipeline.logs import show
+from medfocus.pipeline.storage import locate, s3_endpoint
 
 # What may be broken is imported by its own check, so that one library that is does not hide the others.
 
@@ -45,10 +48,10 @@ def run(config: Config, probe: str | None) -> dict[str, Any]:
     for name, check in checks:
         try:
             found[name] = check()
-            print(f"ok     {name}: {found[name]}", flush=True)
+            show(f"ok     {name}: {found[name]}")
         except Exception as error:  # whatever is wrong with one thing, the others are still worth a look
             wrong.append(name)
-            print(f"wrong  {name}: {_reason(error)}", flush=True)
+            show(f"wrong  {name}: {_reason(error)}")
     if wrong:
         raise MedFocusError(
             f"{len(wrong)} of {len(checks)} checks failed ({', '.join(wrong)}); the lines above say the mend"
@@ -58,12 +61,12 @@ def run(config: Config, probe: str | None) -> dict[str, Any]:
 
 def _reason(error: Exception) -> str:
     """What is wrong and the mend, in one line."""
-    told = without_credentials(" ".join(str(error).split()))[:300]
-    if isinstance(error, MedFocusError):
+    told = without_credentials(reason(error))
+    if own_error(error):
         return told
-    if isinstance(error, ImportError):
-        return f"{told}; install MedFocus again with its constraints.txt (make demo does)"
-    return f"{type(error).__name__}: {told}; install MedFocus again, or report this if it stays"
+    if isinstance(error, OSError):
+        return f"{told}; check that it is there and may be used"
+    return f"{told}; install MedFocus again with its constraints.txt (make demo does)"
 
 
 def _python() -> str:
@@ -84,7 +87,7 @@ def _torch() -> str:
 
 
 def _torchvision() -> str:
-    from stages import torchvision_ops
+    from medfocus.stages import torchvision_ops
 
     # isort: split
     import torchvision
@@ -94,7 +97,7 @@ def _torchvision() -> str:
 
 
 def _ray(config: Config) -> str:
-    from cluster.connect import connected
+    from medfocus.cluster.connect import connected
 
     try:
         with connected(config.cluster.address, config.cluster.cpus) as resources:
@@ -120,15 +123,15 @@ def _storage(config: Config, probe: str | None) -> str:
 
 
 def _mlflow(config: Config) -> str:
-    from pipeline import tracking
+    from medfocus.pipeline.tracking_store import connect, shown_uri
 
-    tracking.connect(config)
-    return f"{version('mlflow')}, {tracking.shown_uri(config)}"
+    connect(config)
+    return f"{version('mlflow')}, {shown_uri(config)}"
 
 
 def _weights(resolve: str, section: SegmentSection | ClipSection, config: Config) -> str:
-    from pipeline import checkpoints
-    from stages.weights import file_sha256
+    from medfocus.pipeline import checkpoints
+    from medfocus.stages.weights import file_sha256
 
     source = getattr(checkpoints, resolve)(section, config.storage)
     return f"{source.checkpoint.name}, sha256 {file_sha256(source.checkpoint)}"

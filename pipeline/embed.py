@@ -3,19 +3,20 @@
 import time
 from typing import Any
 
-from cluster.connect import connected
-from cluster.resources import plan
-from pipeline import tracking
-from pipeline.actors import Work
-from pipeline.commit import FEATURES, Output
-from pipeline.config import Config
-from pipeline.errors import before_start
-from pipeline.flow import run_shards
-from pipeline.logs import event, progress
-from pipeline.manifest import read_manifest
-from pipeline.models import Foundation
-from pipeline.storage import locate
-from pipeline.writing import Version
+from medfocus.cluster.connect import connected
+from medfocus.cluster.resources import plan
+from medfocus.pipeline import checkpoints, tracking
+from medfocus.pipeline.actors import Work
+from medfocus.pipeline.commit import FEATURES, Output
+from medfocus.pipeline.config import Config
+from medfocus.pipeline.errors import UsageError, before_start
+from medfocus.pipeline.flow import run_shards
+from medfocus.pipeline.foundation import Foundation
+from medfocus.pipeline.logs import event, progress
+from medfocus.pipeline.manifest import FILE, read_manifest
+from medfocus.pipeline.shared_paths import check_shared
+from medfocus.pipeline.storage import locate
+from medfocus.pipeline.writing import Version
 
 
 def run(
@@ -34,25 +35,34 @@ def run(
         UsageError: there are no shards, or ``features`` holds rows made by other settings.
     """
     with before_start():
+        config = checkpoints.settle(config)
         source = locate(shards, config.storage)
         manifest = read_manifest(source)
+        rows = sum(shard.most_labelled for shard in manifest.shards)
+        if not rows:
+            raise UsageError(f"{source.uri}: no image has a label; pack again with labels")
         foundation = Foundation.of(config)
-        output = Output(locate(features, config.storage), FEATURES)
+        side = checkpoints.image_size(config.segment, config.storage)
+        output = Output(locate(features, config.storage), FEATURES, replaces=retry_quarantined)
         settings = {"foundation": vars(foundation), "max_pixels": config.decode.max_pixels}
         record, todo = output.begin(settings, manifest, overwrite=overwrite, retry_quarantined=retry_quarantined)
-    resumed = manifest.rows - sum(shard.rows for shard in todo)
+    todo = [shard for shard in todo if shard.most_labelled]
+    resumed = rows - sum(shard.most_labelled for shard in todo)
     started = time.monotonic()
     with tracking.run("embed", config, resume=record.get("mlflow_run_id")) as active:
         output.update(mlflow_run_id=active.info.run_id)
         tracking.log_dataset("shards", manifest.digest, "embed")
         with connected(config.cluster.address, config.cluster.cpus) as resources:
-            with progress("embed", manifest.rows, resumed, tracking.log_progress) as shown:
-                work = Work(source, output, config, Version(foundation.key), prompts=None)
-                done = run_shards(todo, work, plan(resources), shown)
+            check_shared(config.storage, read=[source / FILE], written=[output.prefix])
+            with progress("embed", rows, resumed, tracking.log_progress) as shown:
+                work = Work(source, output, config, foundation, side, Version(foundation.key), prompts=None)
+                most_quarantined = None if retry_quarantined else config.score.max_quarantined
+                done = run_shards(todo, work, plan(resources), shown, most_quarantined)
+        output.check_complete([shard for shard in manifest.shards if shard.most_labelled])
         output.update(finished=True, digest=manifest.digest)
         seconds = time.monotonic() - started
         summary = {
-            "rows": manifest.rows,
+            "rows": rows,
             "embedded": done.written,
             "resumed": resumed,
             "retried_shards": done.retried,

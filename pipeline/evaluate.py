@@ -1,30 +1,31 @@
 """``medfocus evaluate``: metrics of predictions against labels, overall and for each site."""
 
+import difflib
 import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
-import mlflow
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv as pacsv
 import pyarrow.dataset as pads
 
-from pipeline import charts, records, tracking
-from pipeline.commit import PREDICTIONS, RUN_FILE, Output
-from pipeline.config import Config, EvaluateSection
-from pipeline.errors import UsageError, before_start
-from pipeline.logs import event, log
-from pipeline.manifest import FILE, read_manifest
-from pipeline.metrics import Judged, as_lines, calibration, confusion, measure
-from pipeline.storage import Location, locate
+from medfocus.pipeline import charts, records, tracking
+from medfocus.pipeline.commit import PREDICTIONS, RUN_FILE, Output
+from medfocus.pipeline.config import Config, EvaluateSection
+from medfocus.pipeline.errors import UsageError, before_start
+from medfocus.pipeline.label_join import join_labels
+from medfocus.pipeline.labels import likeness, normal_form, read_labels, tell
+from medfocus.pipeline.logs import event, log
+from medfocus.pipeline.manifest import FILE, read_manifest
+from medfocus.pipeline.metrics import Judged, as_lines, calibration, confusion, measure
+from medfocus.pipeline.storage import Location, locate
 
 _COLUMNS = ["image_id", "patient_id", "site", "probabilities", "decision", "model_version"]
 # Files read at once: an object store answers slowly, not little.
@@ -43,6 +44,7 @@ class Labels:
         names: the labels there are.
         digest: SHA-256 that stands for where they were read.
         uri: where they were read.
+        unpredicted: labels of a label file that name no predicted image; they have no row.
     """
 
     rows: dict[str, int]
@@ -50,6 +52,7 @@ class Labels:
     names: list[str]
     digest: str
     uri: str
+    unpredicted: int = 0
 
 
 @dataclass(frozen=True)
@@ -83,45 +86,55 @@ def run(config: Config, out: str, labels: str) -> dict[str, Any]:
     Args:
         config: ``evaluate`` sets resamples and bins.
         out: prefix that ``score`` wrote.
-        labels: prefix of shards, or a CSV file with the columns ``image_id`` (or ``file``) and ``label``.
+        labels: prefix of shards, or a label file (``labels``), joined as ``pack`` joins it (``label_join``).
 
     Returns:
         ``rows`` compared; ``unlabelled`` predictions, left out; ``unpredicted`` labels, of images in quarantine or
-        not scored; ``quarantined`` images; ``metrics`` and, by name, ``sites`` as ``measure`` gives them.
+        not scored; ``quarantined`` images; ``rows_without_patient``, compared images whose patient is not known, and
+        ``intervals``, what resamples draw (``by patient``, ``by image``, or ``by patient where known``); ``metrics``
+        and, by name, ``sites`` as ``measure`` gives them, with ``site_intervals``.
 
     Raises:
         UsageError: there are no predictions, they are of several models, or the labels do not fit them.
     """
     with before_start():
         output = Output(locate(out, config.storage), PREDICTIONS)
-        truth = _read_labels(locate(labels, config.storage))
+        truth = _read_labels(locate(labels, config.storage), output.rows)
         parts, classes, version = _read_predictions(output.rows, truth)
         judged, sites = _judge(parts, classes, truth, output.rows.uri)
+        known = np.array([patient is not None for part in parts for patient in part.patients])
         finished = _is_finished(output)
         counts = {
             "rows": len(judged.truth),
             "unlabelled": sum(part.rows for part in parts) - len(judged.truth),
-            "unpredicted": len(truth.codes) - len(judged.truth),
+            "unpredicted": len(truth.codes) - len(judged.truth) + truth.unpredicted,
             "quarantined": output.quarantined(),
+            "rows_without_patient": int((~known).sum()),
         }
     if not finished:
         log.warning("scoring has not finished: the metrics are of the predictions so far")
+    if counts["rows_without_patient"]:
+        log.warning("%s", _without_patient(counts["rows_without_patient"], counts["rows"]))
     with tracking.run("evaluate", config) as active:
         tracking.log_parameters({"model_version": version})
+        tracking.log_tags({"intervals": _drawn(known)})
         tracking.log_dataset("predictions", _digest(judged, version), "evaluate")
         tracking.log_dataset("labels", truth.digest, "evaluate")
         overall = _measure(judged, config)
         by_site = {site: _measure(judged.only(sites == site), config) for site in sorted(set(sites)) if site}
-        for line in as_lines(f"all sites, {counts['rows']} images, value and 95 % interval", overall):
+        title = f"all sites, {counts['rows']} images, value and 95 % interval {_drawn(known)}"
+        for line in as_lines(title, overall):
             log.info("%s", line)
+        intervals = {site: _drawn(known[sites == site]) for site in by_site}
         for site, metrics in by_site.items():
-            event(f"site {site}", images=int((sites == site).sum()), **_heads(metrics))
+            event(f"site {site}", images=int((sites == site).sum()), **_heads(metrics), intervals=intervals[site])
         result = {"accuracy": overall["accuracy"]["value"], "macro_auroc": overall["macro_auroc"]["value"]}
-        result |= counts | {"model_version": version}
-        detail = {"metrics": overall, "sites": by_site}
+        result |= counts | {"intervals": _drawn(known), "model_version": version}
+        detail = {"metrics": overall, "sites": by_site, "site_intervals": intervals}
         tracking.log_metrics(counts | _flat(overall, by_site))
         _log_files(judged, overall, result | detail, config.evaluate)
-        event("evaluated, rows without a label left out", **counts, accuracy=result["accuracy"])
+        heads = {name: result[name] for name in ("accuracy", "intervals")}
+        event("evaluated, rows without a label left out", **counts, **heads)
         return result | {"mlflow_run_id": active.info.run_id} | detail
 
 
@@ -132,6 +145,22 @@ def _measure(judged: Judged, config: Config) -> dict[str, dict[str, Any]]:
 
 def _heads(metrics: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {name: metrics[name]["value"] for name in ("accuracy", "macro_auroc", "expected_calibration_error")}
+
+
+def _drawn(known: np.ndarray) -> str:
+    """What a resample draws of images whose patient is known or not, bool [N]."""
+    if known.all():
+        return "by patient"
+    return "by patient where known" if known.any() else "by image"
+
+
+def _without_patient(unknown: int, rows: int) -> str:
+    """What is not known of the images that are compared, and what follows for every figure of them."""
+    which = "no patient_id" if unknown == rows else f"no patient_id for {unknown} of {rows} images"
+    return (
+        f"{which}: images of one patient may be on both sides, in training and here, figures are likely optimistic;"
+        " each such image is drawn by itself, intervals are likely too narrow; give patient_id to pack"
+    )
 
 
 def _is_finished(output: Output) -> bool:
@@ -211,57 +240,56 @@ def _part(file: Location, truth: Labels) -> Part:
     )
 
 
-def _read_labels(location: Location) -> Labels:
-    """Labels of a prefix of shards or a CSV file; rows without a label are left out.
+def _read_labels(location: Location, predictions: Location) -> Labels:
+    """Labels of a prefix of shards or a label file; rows without a label are left out.
+
+    Args:
+        location: of the labels.
+        predictions: folder with the files of predictions, whose images a label file names.
 
     Raises:
         UsageError: it is neither, holds no label, or gives an image two.
     """
     if (location / FILE).exists():
         manifest = read_manifest(location)
-        table, digest = _shard_labels([location / shard.name for shard in manifest.shards]), manifest.digest
-    elif not location.exists() or location.is_folder():
+        table = _shard_labels([location / shard.name for shard in manifest.shards]).drop_null()
+        pairs = zip(table["image_id"].to_pylist(), table["label"].to_pylist(), strict=True)
+        return _labels(pairs, manifest.digest, location.uri)
+    if not location.exists() or location.is_folder():
         raise UsageError(f"{location.uri}: neither shards nor a label file; correct --labels")
-    else:
-        content = location.read()
-        table, digest = _csv_labels(content, location.uri), hashlib.sha256(content).hexdigest()
-    table = table.drop_null()
-    if not table.num_rows:
-        raise UsageError(f"{location.uri}: holds no label; give labelled shards or a label file")
-    names = sorted(table["label"].unique().to_pylist())
+    file = read_labels(location)
+    if not any(row.label is not None for row in file.rows):
+        raise UsageError(
+            f"{location.uri}: holds no label (read as {file.format}); give labelled shards or a label file"
+        )
+    join = join_labels(file, lambda: _predicted(predictions))
+    if join.rows:
+        file.log()
+        join.log()
+    labelled = ((image, row.label) for image, row in join.rows.items() if row.label is not None)
+    return replace(_labels(labelled, file.digest, file.uri), unpredicted=join.absent + len(join.ambiguous))
+
+
+def _labels(pairs: Iterable[tuple[str, str]], digest: str, uri: str) -> Labels:
+    """Labels by image. Spellings of a class that differ by blanks or Unicode form are one label."""
+    known: dict[str, str] = {}
+    for image, label in pairs:
+        if known.setdefault(image, normal_form(label)) != normal_form(label):
+            raise UsageError(f"{uri}: gives one image two labels; keep one of them")
+    names = sorted(set(known.values()))
     index = {name: number for number, name in enumerate(names)}
-    known: dict[str, int] = {}
-    for image, label in zip(table["image_id"].to_pylist(), table["label"].to_pylist(), strict=True):
-        if known.setdefault(image, index[label]) != index[label]:
-            raise UsageError(f"{location.uri}: gives one image two labels; keep one line an image")
-    codes = np.fromiter(known.values(), np.int64, len(known))
-    return Labels({image: row for row, image in enumerate(known)}, codes, names, digest, location.uri)
+    codes = np.fromiter((index[label] for label in known.values()), np.int64, len(known))
+    return Labels({image: row for row, image in enumerate(known)}, codes, names, digest, uri)
 
 
 def _shard_labels(shards: Sequence[Location]) -> pa.Table:
     return pa.concat_tables(_each(shards, lambda shard: _read(shard, records.SHARD, ["image_id", "label"])))
 
 
-def _csv_labels(content: bytes, uri: str) -> pa.Table:
-    try:
-        table = pacsv.read_csv(
-            pa.BufferReader(content),
-            convert_options=pacsv.ConvertOptions(
-                column_types={name: pa.string() for name in ("image_id", "file", "label")},
-                strings_can_be_null=True,
-                null_values=[""],  # a class may be called NA
-            ),
-        )
-    except pa.ArrowInvalid as error:
-        # The parser quotes the line, which may tell who the data is about.
-        told = re.search(r"Expected \d+ columns, got \d+|invalid UTF8 data|Empty CSV file", str(error))
-        raise UsageError(
-            f"{uri}: not a CSV file ({told.group() if told else 'it cannot be parsed'}); correct it"
-        ) from error
-    name = "image_id" if "image_id" in table.column_names else "file"
-    if name not in table.column_names or "label" not in table.column_names:
-        raise UsageError(f"{uri}: needs the columns image_id (or file) and label; correct the header")
-    return table.select([name, "label"]).rename_columns(["image_id", "label"])
+def _predicted(predictions: Location) -> Iterator[str]:
+    """The ``image_id`` of every prediction, file by file."""
+    for name in predictions.files(".parquet"):
+        yield from _read(predictions / name, records.PREDICTION, ["image_id"])["image_id"].to_pylist()
 
 
 def _judge(parts: Sequence[Part], classes: tuple[str, ...], truth: Labels, uri: str) -> tuple[Judged, np.ndarray]:
@@ -272,13 +300,11 @@ def _judge(parts: Sequence[Part], classes: tuple[str, ...], truth: Labels, uri: 
     if twice := len(known) - len(np.unique(known)):
         raise UsageError(f"{uri}: {twice} images are predicted more than once; score into a new prefix")
     index = {name: number for number, name in enumerate(classes)}
-    of_label = np.array([index.get(name, -1) for name in truth.names], np.int64)
+    folded = {normal_form(name): number for number, name in enumerate(classes)}
+    of_label = np.array([index.get(name, folded.get(name, -1)) for name in truth.names], np.int64)
     labels = truth.codes[known]
     if len(strangers := np.unique(labels[of_label[labels] < 0])):
-        raise UsageError(
-            f"{truth.uri}: label {truth.names[strangers[0]]} is no class of the model ({', '.join(classes)});"
-            " correct the labels"
-        )
+        raise UsageError(f"{truth.uri}: {_no_class(truth.names[strangers[0]], classes)}; correct the labels")
     judged = Judged(
         truth=of_label[labels],
         probabilities=np.concatenate([part.probabilities for part in parts]),
@@ -287,6 +313,15 @@ def _judge(parts: Sequence[Part], classes: tuple[str, ...], truth: Labels, uri: 
         classes=classes,
     )
     return judged, np.array([site for part in parts for site in part.sites], object)
+
+
+def _no_class(label: str, classes: Sequence[str]) -> str:
+    """That a label is no class; what differs is made visible where a class looks like it."""
+    like = [name for name in classes if likeness(name) == likeness(label)]
+    near = difflib.get_close_matches(label, classes, n=1, cutoff=0.7)
+    for name in like or [name for name in near if not (label + name).isascii()]:
+        return "label {} is no class of the model, though it looks like {}".format(*tell(label, name))
+    return f"label {label!r} is no class of the model ({', '.join(map(repr, classes))})"
 
 
 def _numbered(patients: Sequence[str | None]) -> np.ndarray:
@@ -333,4 +368,4 @@ def _log_files(
             folder / "reliability_diagram.png", *calibration(judged, section.calibration_bins), error
         )
         (folder / "metrics.json").write_text(json.dumps(result, indent=1, sort_keys=True))
-        mlflow.log_artifacts(name)
+        tracking.log_files(folder)

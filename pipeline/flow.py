@@ -2,12 +2,13 @@
 
 A block is a shard: it passes each stage whole and is committed by itself, so that what is finished survives.
 Rows are never dropped on the way; a row that fails carries its failure to the commit. A shard that cannot be finished
-for a reason of the moment is tried again, after the others. Ray Data runs tasks again whose worker died, without end;
-that a row does not kill for ever is for the journal to see to.
+for a transient reason is tried again, after the others. Ray Data runs tasks again whose worker died, without end; the
+journal keeps a poison row from killing workers for ever.
 """
 
 import random
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -15,15 +16,17 @@ from typing import Any
 import ray
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, WorkerCrashedError
+from scipy.stats import binom
 
-from cluster.resources import Plan, Share
-from pipeline import checkpoints
-from pipeline.actors import ENVIRONMENT, ModelActor, Work
-from pipeline.errors import MedFocusError
-from pipeline.isolation import FAILURE, Isolation, open_journal
-from pipeline.logs import Progress, log
-from pipeline.manifest import ShardEntry
-from pipeline.reading import read_and_decode
+from medfocus.cluster.devices import names_device_error
+from medfocus.cluster.resources import Plan, Share
+from medfocus.pipeline.actors import ENVIRONMENT, ModelActor, Work
+from medfocus.pipeline.causes import reason
+from medfocus.pipeline.errors import MedFocusError
+from medfocus.pipeline.isolation import FAILURE, Isolation, open_journal
+from medfocus.pipeline.logs import Progress, log
+from medfocus.pipeline.manifest import ShardEntry
+from medfocus.pipeline.reading import read_and_decode
 
 # How often a shard is tried, and the seconds before the first new try; each later one waits twice as long.
 _TRIES, _PAUSE = 4, 2.0
@@ -32,6 +35,10 @@ _TRIES, _PAUSE = 4, 2.0
 _SHARDS_PER_ACTOR = 500
 # What Ray raises where a process, a node or an object is gone and its own new tries were in vain.
 _GONE = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError, OutOfMemoryError)
+
+
+# So many rows in quarantine may end a run before its end, if they are more than chance makes of the allowed share.
+_FEWEST_QUARANTINED, _CHANCE = 32, 1e-6
 
 
 @dataclass
@@ -43,22 +50,49 @@ class Done:
     failures: dict[str, str] = field(default_factory=dict)
 
 
-def run_shards(shards: Sequence[ShardEntry], work: Work, plan: Plan, shown: Progress) -> Done:
-    """Finish the shards, those that fail for a reason of the moment at a later try.
+@dataclass
+class Attempt:
+    """One pass over shards.
+
+    Args:
+        again: digests of the shards that are worth another try.
+        failed: digests of those that said why they failed.
+        finished: how many shards were finished.
+    """
+
+    again: set[str]
+    failed: set[str] = field(default_factory=set)
+    finished: int = 0
+
+
+def run_shards(
+    shards: Sequence[ShardEntry], work: Work, plan: Plan, shown: Progress, most_quarantined: float | None = None
+) -> Done:
+    """Finish the shards, those that fail for a transient reason at a later try.
+
+    Args:
+        shards: to do.
+        work: what is done to them.
+        plan: of the cluster.
+        shown: is told of finished rows.
+        most_quarantined: share of rows that may be in quarantine; more than chance makes of it ends the run. None lets
+            any share pass.
 
     Raises:
-        MedFocusError: some shards could not be finished; all others are.
+        MedFocusError: some shards could not be finished, all others are; or too many rows are in quarantine.
     """
     done, todo = Done(), list(shards)
-    for attempt in range(_TRIES):
-        if not todo:
-            break
-        if attempt:
+    tries: Counter[str] = Counter()
+    while todo:
+        attempt = _pass(todo, work, plan, shown, done, most_quarantined)
+        # A pass that a lost process ended costs no shard a try as long as some are finished.
+        tries.update(attempt.failed if attempt.finished else attempt.again)
+        todo = [shard for shard in todo if shard.sha256 in attempt.again and tries[shard.sha256] < _TRIES]
+        if todo:
             done.retried += len(todo)
             log.warning("%d shards are tried again; %s: %s", len(todo), todo[0].name, done.failures[todo[0].sha256])
-            time.sleep(_PAUSE * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
-        again = _pass(todo, work, plan, shown, done)
-        todo = [shard for shard in todo if shard.sha256 in again]
+            longest = max(tries[shard.sha256] for shard in todo)
+            time.sleep(_PAUSE * 2 ** max(longest - 1, 0) * random.uniform(0.5, 1.5))
     failed = [shard for shard in shards if shard.sha256 in done.failures]
     if failed:
         raise MedFocusError(
@@ -68,28 +102,53 @@ def run_shards(shards: Sequence[ShardEntry], work: Work, plan: Plan, shown: Prog
     return done
 
 
-def _pass(todo: Sequence[ShardEntry], work: Work, plan: Plan, shown: Progress, done: Done) -> set[str]:
-    """Try shards once; returns the digests of those that are worth another try."""
-    again, reason = {shard.sha256 for shard in todo}, "it did not come to the end of the stream; please report this"
+def _pass(
+    todo: Sequence[ShardEntry], work: Work, plan: Plan, shown: Progress, done: Done, most_quarantined: float | None
+) -> Attempt:
+    """Try shards once."""
+    attempt = Attempt({shard.sha256 for shard in todo})
+    lost = "its rows did not come to the end of the stream; see Ray's logs of the node that had it"
     try:
         for summary in _plans(todo, work, plan):
+            shard = summary["shard"]
             if summary[FAILURE]:
-                done.failures[summary["shard"]] = summary[FAILURE]
+                done.failures[shard] = summary[FAILURE]
+                attempt.failed.add(shard)
                 if summary["lasting"]:
-                    again.discard(summary["shard"])
+                    attempt.again.discard(shard)
                 continue
-            again.discard(summary["shard"])
-            done.failures.pop(summary["shard"], None)
+            attempt.again.discard(shard)
+            attempt.finished += 1
+            done.failures.pop(shard, None)
             done.written += summary["written"]
             shown.add(summary["rows"], summary["quarantined"])
+            if most_quarantined is not None:
+                _check_quarantined(shown, most_quarantined)
     except _GONE as error:
         cause = getattr(error, "cause", error)
-        if getattr(cause, "actor_init_failed", False):  # as its next one would
+        # A device that fails may be one of several. Anything else that an actor cannot begin with fails the next too.
+        if getattr(cause, "actor_init_failed", False) and not names_device_error(str(cause)):
             raise
-        reason = f"{type(cause).__name__}: {str(cause).splitlines()[0][:200]}"
-    for shard in again:
-        done.failures.setdefault(shard, reason)
-    return again
+        lost = reason(cause)
+    for shard in attempt.again:
+        done.failures.setdefault(shard, lost)
+    return attempt
+
+
+def _check_quarantined(shown: Progress, allowed: float) -> None:
+    """Raise MedFocusError if more rows are in quarantine than chance makes of the allowed share.
+
+    Shards are fair samples of the archive, so that the rows so far tell of the others: one-sided binomial test.
+    """
+    rows, quarantined = shown.done - shown.first, shown.quarantined
+    if quarantined < _FEWEST_QUARANTINED or quarantined <= allowed * rows:
+        return
+    if binom.sf(quarantined - 1, rows, allowed) < _CHANCE:
+        raise MedFocusError(
+            f"stopped early: {quarantined} of the first {rows} rows are in quarantine, more than score.max_quarantined"
+            f" ({allowed:g}) allows and than chance explains; medfocus quarantine counts the causes; mend them and go"
+            " on with --retry-quarantined, or raise score.max_quarantined"
+        )
 
 
 def _plans(todo: Sequence[ShardEntry], work: Work, plan: Plan) -> Iterator[dict[str, Any]]:
@@ -101,9 +160,7 @@ def _plans(todo: Sequence[ShardEntry], work: Work, plan: Plan) -> Iterator[dict[
 
 def _stream(shards: Sequence[ShardEntry], work: Work, plan: Plan) -> Iterator[dict[str, Any]]:
     """Run the shards through the stages; yields the summary of each, in the order they end."""
-    config = work.config
-    side = checkpoints.image_size(config.segment, config.storage)
-    decode = {"size": side, "max_pixels": config.decode.max_pixels}
+    decode = {"size": work.side, "max_pixels": work.config.decode.max_pixels}
     items = [asdict(shard) for shard in shards]
     journal = open_journal()
     reading = {

@@ -1,10 +1,15 @@
-"""Who is guilty: a stage works on a shard in groups of rows, and a group that fails is taken apart until the row is
-found that it fails for; also where what fails is the process itself.
+"""Finds the row that makes a stage fail, so that it fails alone.
 
-A journal, an actor beside the driver, holds which rows each worker has in hand. When a worker has died, the one after
-it finds its rows there, and takes each of them alone. A row that was in hand alone at two deaths is given up.
+A stage works on a shard in groups of rows. A group that fails is halved until the row is found.
+
+A journal, an actor beside the driver, holds which rows each worker has in hand. When a worker has died, the next one
+finds its rows there, and takes each of them alone. A row that was in hand alone at two deaths is given up.
+
+An accelerator that fails stays broken for its process: every later row would fail too. The process ends, with its rows
+in the journal, and the next one takes them.
 """
 
+import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,16 +19,20 @@ import numpy as np
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.errors import MedFocusError
-from pipeline.storage import AccessError
-from stages.batch import Batch, fail, well, writable
+from medfocus.cluster.devices import is_device_error, is_memory_error
+from medfocus.pipeline.causes import reason
+from medfocus.pipeline.errors import MedFocusError
+from medfocus.pipeline.storage import AccessError
+from medfocus.stages.batch import Batch, fail, well, writable
 
 # Rows that are worked on at once: all of them are looked at one by one if their worker dies.
 GROUP = 32
 # Deaths of its worker, with a row alone in hand, after which the row is given up.
 _DEATHS = 2
-# Errors of the moment, not of a row that is worked on: the shard is tried again as a whole.
-_OF_THE_MOMENT = (OSError, MemoryError, MedFocusError)
+# Transient errors, not of a row that is worked on: the shard is tried again as a whole.
+_TRANSIENT = (OSError, MedFocusError)
+# Seconds that a process whose device has failed waits for the journal to take note.
+_PATIENCE = 30
 # Column with the reason for which a shard cannot be finished now; empty where all is well.
 FAILURE = "failure"
 
@@ -36,6 +45,7 @@ class Journal:
     def __init__(self) -> None:
         self._in_hand: dict[tuple[str, str], tuple[str, list[int]]] = {}
         self._suspects: dict[tuple[str, str], Counter[int]] = {}
+        self._device_errors: list[str] = []
 
     def open(self, shard: str, stage: str, rows: list[int], worker: str) -> dict[int, int]:
         """A worker begins with a shard: rows that another died with, each with the deaths when it was alone.
@@ -52,6 +62,13 @@ class Journal:
 
     def take(self, shard: str, stage: str, rows: list[int], worker: str) -> None:
         self._in_hand[shard, stage] = worker, rows
+
+    def note_device_error(self, reason: str) -> None:
+        """A worker ends because its device has failed; the rows that it has in hand stay noted."""
+        self._device_errors.append(reason)
+
+    def device_errors(self) -> list[str]:
+        return self._device_errors
 
     def close(self, shard: str, stage: str) -> None:
         self._in_hand.pop((shard, stage), None)
@@ -108,13 +125,8 @@ class Isolation:
         suspects = ray.get(self.journal.open.remote(shard, self.stage, at_once, _this_worker()))
         for row, deaths in suspects.items():
             if deaths >= _DEATHS:
-                fail(
-                    batch,
-                    row,
-                    self.stage,
-                    "WorkerDied",
-                    f"the process died each of {deaths} times it had this row alone",
-                )
+                message = f"the process died each of {deaths} times that it had this row alone"
+                fail(batch, row, self.stage, "WorkerDied", message)
         others = np.setdiff1d(np.arange(len(batch["image_id"])), list(suspects))
         groups = [others[start : start + GROUP] for start in range(0, len(others), GROUP)]
         groups += [np.array([row]) for row in sorted(suspects)]
@@ -138,13 +150,22 @@ class Isolation:
         try:
             return [(rows, call(part))]
         except Exception as error:
+            if is_device_error(error):
+                self._leave(error)
             if len(rows) > 1:
                 halves = np.array_split(rows, 2)
                 return [entry for half in halves for entry in self._attempt(call, batch, shard, half)]
-            if _is_of_the_moment(error):
+            if isinstance(error, _TRANSIENT) or is_memory_error(error):
                 raise
             fail(part, 0, self.stage, type(error).__name__, f"the stage failed for this image ({type(error).__name__})")
             return [(rows, call(part))]
+
+    def _leave(self, error: Exception) -> None:
+        """End this process. Ray starts another one, which finds in the journal what was in hand."""
+        try:
+            ray.get(self.journal.note_device_error.remote(reason(error)), timeout=_PATIENCE)
+        finally:
+            os._exit(1)
 
 
 def _this_worker() -> str:
@@ -154,15 +175,10 @@ def _this_worker() -> str:
 def give_up(batch: Batch, stage: str, error: Exception) -> Batch:
     """The batch with the reason for which its shard cannot be finished now, and no row that is well."""
     out = writable(batch)
-    reason = " ".join(str(error).split())[:300] if isinstance(error, MedFocusError) else type(error).__name__
+    failure = " ".join(str(error).split())[:300] if isinstance(error, MedFocusError) else type(error).__name__
     for row in range(len(out["image_id"])):
         fail(out, row, stage, type(error).__name__, "its shard could not be finished")
-    return out | {FAILURE: np.full(len(out["image_id"]), reason, object)}
-
-
-def _is_of_the_moment(error: Exception) -> bool:
-    # torch's own is named, not imported: the readers of shards do without torch's seconds.
-    return isinstance(error, _OF_THE_MOMENT) or type(error).__name__ == "OutOfMemoryError"
+    return out | {FAILURE: np.full(len(out["image_id"]), failure, object)}
 
 
 def _join(parts: list[Batch], rows: np.ndarray) -> Batch:

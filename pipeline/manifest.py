@@ -6,21 +6,35 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline import records
-from pipeline.errors import UsageError
-from pipeline.storage import Location
+from medfocus.pipeline import records
+from medfocus.pipeline.errors import UsageError
+from medfocus.pipeline.storage import Location
 
 FILE = "manifest.json"
 
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One shard: file name below the prefix, rows, bytes of the file, and the SHA-256 of its content."""
+    """One shard.
+
+    Args:
+        name: file name below the prefix.
+        rows: how many it has.
+        bytes: of the file.
+        sha256: of its content.
+        labelled: rows with a label; None in a manifest that was written before they were counted.
+    """
 
     name: str
     rows: int
     bytes: int
     sha256: str
+    labelled: int | None = None
+
+    @property
+    def most_labelled(self) -> int:
+        """Rows with a label; all rows where they were not counted."""
+        return self.rows if self.labelled is None else self.labelled
 
 
 @dataclass(frozen=True)

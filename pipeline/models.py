@@ -7,101 +7,49 @@ the folder that holds its two files.
 import json
 import re
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import mlflow
 import torch
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from safetensors.torch import save_file
 
-from pipeline import checkpoints, tracking
-from pipeline.actors import Prompts
-from pipeline.calibration import Calibration
-from pipeline.commit import settings_key
-from pipeline.config import Config, Section
-from pipeline.errors import UsageError
-from pipeline.storage import locate
-from stages.prompt_settings import PromptSettings
-from stages.weights import WeightsError, read_state_dict
+from medfocus.pipeline import tracking
+from medfocus.pipeline.actors import Prompts
+from medfocus.pipeline.calibration import Calibration
+from medfocus.pipeline.causes import reason
+from medfocus.pipeline.commit import settings_key
+from medfocus.pipeline.config import Config
+from medfocus.pipeline.credentials import without_credentials
+from medfocus.pipeline.errors import UsageError
+from medfocus.pipeline.folds import HeldOut
+from medfocus.pipeline.foundation import Foundation
+from medfocus.pipeline.storage import locate
+from medfocus.pipeline.tracking_store import attempt, shown_uri
+from medfocus.stages.prompt_settings import PromptSettings
+from medfocus.stages.weights import WeightsError, read_state_dict
 
 PROMPTS_FILE, SETTINGS_FILE = "prompts.safetensors", "prompts.json"
-AnySection = TypeVar("AnySection", bound=Section)
-# Set for a machine, not for a model: they change how fast, not what.
-_OF_THE_MACHINE = {"weights", "sha256", "batch_size", "prompts_per_pass"}
-
-
-@dataclass(frozen=True)
-class Foundation:
-    """The frozen models under the prompts: everything that decides masks and tokens."""
-
-    segment: dict[str, Any]
-    clip: dict[str, Any]
-    sam2_identity: str
-    clip_identity: str
-    region: bool
-
-    @classmethod
-    def of(cls, config: Config) -> "Foundation":
-        sam2 = checkpoints.resolve_sam2(config.segment, config.storage)
-        clip = checkpoints.resolve_clip(config.clip, config.storage)
-        return cls(
-            segment=config.segment.model_dump(exclude=_OF_THE_MACHINE),
-            clip=config.clip.model_dump(exclude=_OF_THE_MACHINE),
-            sam2_identity=sam2.identity(),
-            clip_identity=clip.identity(),
-            region=config.model.focus in ("masked_image", "both"),
-        )
-
-    @property
-    def key(self) -> str:
-        """``model_key`` of feature rows."""
-        return settings_key(vars(self))
-
-    def adopt(self, config: Config) -> Config:
-        """The configuration with the sections this foundation was made with.
-
-        Raises:
-            UsageError: the call asks for something else, or its weights are others.
-        """
-        adopted = config.model_copy(
-            update={
-                "segment": _merge(config.segment, self.segment, "segment"),
-                "clip": _merge(config.clip, self.clip, "clip"),
-            }
-        )
-        for name, source, identity in (
-            ("segment", checkpoints.resolve_sam2(adopted.segment, config.storage), self.sam2_identity),
-            ("clip", checkpoints.resolve_clip(adopted.clip, config.storage), self.clip_identity),
-        ):
-            if source.identity() != identity:
-                raise UsageError(
-                    f"{name}.weights: not the weights this was made with; set it to those, or start again at embed"
-                )
-        return adopted
-
-
-def _merge(section: AnySection, recorded: Mapping[str, Any], name: str) -> AnySection:
-    defaults = type(section)()
-    for key, value in recorded.items():
-        asked = getattr(section, key)
-        if asked != value and asked != getattr(defaults, key):
-            raise UsageError(
-                f"{name}.{key}: {asked!r} asked, made with {value!r}; leave it out, or start again at embed"
-            )
-    return section.model_copy(update=dict(recorded))
+# A new model's name: MLflow takes neither / nor :, its URIs neither @ nor what means something in a URI; and databases
+# keep so many characters of it.
+_NAME, _LONGEST_NAME = re.compile(r"[\w.-]+(?: [\w.-]+)*"), 250
 
 
 @dataclass(frozen=True)
 class Model:
-    """Learned prompts, their settings, the foundation they fit on, and how sure they may be."""
+    """Learned prompts, their settings, the foundation they fit on, and how sure they may be.
+
+    ``held_out`` says of which rows the calibration is; None in a model of a version that did not record it.
+    """
 
     settings: PromptSettings
     state: dict[str, torch.Tensor]
     foundation: Foundation
     calibration: Calibration
+    held_out: HeldOut | None = None
 
     def save(self, folder: Path) -> None:
         """Write the two files of the model into a folder."""
@@ -122,41 +70,74 @@ class Model:
 
     def _content(self) -> dict[str, Any]:
         parts = {"foundation": vars(self.foundation), "calibration": vars(self.calibration)}
+        if self.held_out is not None:
+            parts["held_out"] = vars(self.held_out)
         return {"settings": self.settings.to_json(), **parts}
 
 
-def load_model(folder: Path) -> Model:
+def load_model(folder: Path, name: str | None = None) -> Model:
     """A model from the folder that holds its two files.
+
+    Args:
+        folder: where the files are.
+        name: how the model is called in messages; by the folder's name if left out.
 
     Raises:
         UsageError: a file is missing, or is not what it should be.
     """
+    name = name or folder.name
     try:
-        content = json.loads((folder / SETTINGS_FILE).read_text())
+        content = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
         settings = PromptSettings.from_json(content["settings"])
         foundation = Foundation(**content["foundation"])
         calibration = Calibration(**content["calibration"])
-        return Model(settings, read_state_dict(folder / PROMPTS_FILE), foundation, calibration)
-    except (OSError, KeyError, TypeError, json.JSONDecodeError, WeightsError) as error:
+        held_out = HeldOut(**content["held_out"]) if "held_out" in content else None
+        return Model(settings, read_state_dict(folder / PROMPTS_FILE), foundation, calibration, held_out)
+    except FileNotFoundError as error:
+        missing = Path(error.filename).name if error.filename else PROMPTS_FILE
+        raise UsageError(f"{name}: its file {missing} is missing; give a model that train made") from error
+    except (OSError, KeyError, TypeError, ValueError, WeightsError) as error:
+        raise UsageError(f"{name}: not a MedFocus model ({reason(error)}); give one that train made") from error
+
+
+def check_name(name: str) -> None:
+    """Check that a model can be registered under a name and found again as ``models:/NAME/VERSION``.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if not _NAME.fullmatch(name) or len(name) > _LONGEST_NAME or name.strip(".") == "":
         raise UsageError(
-            f"{folder.name}: not a MedFocus model ({type(error).__name__}); give one that train made"
-        ) from error
+            f"--name {name!r}: a model's name has letters, digits, dots, dashes, underscores and single blanks between"
+            f" them, at most {_LONGEST_NAME}; choose another"
+        )
 
 
 def register(model: Model, name: str, run_id: str) -> str:
-    """Log a model to its run and register it; returns its ``models:/`` URI."""
+    """Log a model to its run and register it; returns its ``models:/`` URI.
+
+    Raises:
+        TrackingError: the store or the place of its files cannot be written.
+    """
     client = mlflow.MlflowClient()
     with tempfile.TemporaryDirectory() as folder:
         model.save(Path(folder))
-        client.log_artifacts(run_id, folder, "model")
+        attempt(lambda: client.log_artifacts(run_id, folder, "model"))
+    attempt(lambda: _create_registered_model(client, name))
+    source = f"{attempt(lambda: client.get_run(run_id)).info.artifact_uri}/model"
+    said: dict[str, Any] = {}
+    if model.held_out is not None:
+        said = {"tags": {"medfocus.held_out": model.held_out.how}, "description": model.held_out.sentence}
+    version = attempt(lambda: client.create_model_version(name, source, run_id, **said))
+    return f"models:/{name}/{version.version}"
+
+
+def _create_registered_model(client: mlflow.MlflowClient, name: str) -> None:
     try:
         client.create_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    source = f"{client.get_run(run_id).info.artifact_uri}/model"
-    version = client.create_model_version(name, source, run_id)
-    return f"models:/{name}/{version.version}"
 
 
 def resolve_model(uri: str, config: Config) -> tuple[Model, str]:
@@ -166,22 +147,43 @@ def resolve_model(uri: str, config: Config) -> tuple[Model, str]:
 
     Raises:
         UsageError: there is no such model.
+        TrackingError: the store does not answer.
     """
-    if not uri.startswith("models:/"):
+    if not uri.startswith("models:"):
         return _from_folder(uri, config)
-    tracking.connect(config)
-    client = mlflow.MlflowClient()
-    named = re.fullmatch(r"models:/([^/@]+)(?:/([0-9]+)|@([^/@]+))", uri)
+    named = re.fullmatch(r"models:/(?P<name>[^/]+)(?:/(?P<number>[0-9]+)|@(?P<alias>[^/@]+))", uri)
     if named is None:
         raise UsageError(f"{uri}: not models:/NAME/VERSION or models:/NAME@ALIAS; correct --model")
-    name, number, alias = named.groups()
+    tracking.connect(config)
+    version = attempt(lambda: _find_version(**named.groupdict()))
+    if version is None:
+        raise UsageError(f"{uri}: no such model in {shown_uri(config)}; correct --model")
+    with tempfile.TemporaryDirectory() as folder:
+        local = _download(uri, version, folder)
+        return load_model(Path(local), uri), f"{version.name}/{version.version}"
+
+
+def _find_version(name: str, number: str | None, alias: str | None) -> ModelVersion | None:
+    client = mlflow.MlflowClient()
     try:
-        found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
-        with tempfile.TemporaryDirectory() as folder:
-            local = mlflow.artifacts.download_artifacts(f"models:/{name}/{found.version}", dst_path=folder)
-            return load_model(Path(local)), f"{name}/{found.version}"
+        return client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
     except MlflowException as error:
-        raise UsageError(f"{uri}: no such model in {tracking.shown_uri(config)}; correct --model") from error
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+
+
+def _download(uri: str, version: ModelVersion, folder: str) -> str:
+    """The model's files in a folder on this machine."""
+    client = mlflow.MlflowClient()
+    source = attempt(lambda: client.get_model_version_download_uri(version.name, version.version))
+    try:
+        return mlflow.artifacts.download_artifacts(source, dst_path=folder)
+    except (MlflowException, OSError, ImportError) as error:
+        raise UsageError(
+            f"{uri}: its files cannot be read from {without_credentials(source)} ({reason(error)}); put them back, or"
+            " train it again"
+        ) from error
 
 
 def _from_folder(uri: str, config: Config) -> tuple[Model, str]:
@@ -191,5 +193,5 @@ def _from_folder(uri: str, config: Config) -> tuple[Model, str]:
     with tempfile.TemporaryDirectory() as folder:
         for name in (PROMPTS_FILE, SETTINGS_FILE):
             (Path(folder) / name).write_bytes((location / name).read())
-        model = load_model(Path(folder))
+        model = load_model(Path(folder), uri)
     return model, f"folder/{model.digest[:12]}"

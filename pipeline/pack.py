@@ -1,123 +1,126 @@
 """``medfocus pack``: images to shards and a manifest."""
 
-import csv
 import hashlib
-import io
-from collections import Counter
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from pathlib import PurePosixPath
 from typing import Any
 
-import pyarrow.fs as pafs
+import pyarrow as pa
 import ray
 
-from cluster.connect import connected
-from pipeline import tracking
-from pipeline.config import Config, PackSection
-from pipeline.errors import UsageError, before_start
-from pipeline.logs import event, log, progress
-from pipeline.manifest import FILE, ShardEntry, write_manifest
-from pipeline.shard_writer import ImageFile, write_shard
-from pipeline.storage import Location, locate
+from medfocus.cluster.connect import connected
+from medfocus.pipeline import records, tracking
+from medfocus.pipeline.commit import QUARANTINE
+from medfocus.pipeline.config import Config, PackSection
+from medfocus.pipeline.errors import MedFocusError, UsageError, before_start
+from medfocus.pipeline.folder_classes import folder_classes
+from medfocus.pipeline.label_join import join_labels
+from medfocus.pipeline.labels import read_labels
+from medfocus.pipeline.local_tree import decoded
+from medfocus.pipeline.logs import event, log, progress
+from medfocus.pipeline.manifest import FILE, Manifest, ShardEntry, write_manifest
+from medfocus.pipeline.shard_writer import ImageFile, write_shard
+from medfocus.pipeline.shared_paths import check_shared
+from medfocus.pipeline.source import Refusal, Source, find_images
+from medfocus.pipeline.storage import Location, locate
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
+# Images that cannot be packed are rows of this file.
+_QUARANTINE_FILE = "pack.parquet"
 
 
 def run(config: Config, source: str, shards: str, labels: str | None) -> dict[str, Any]:
     """Pack the images of a folder into shards of bounded size, and write the manifest last.
 
+    Images are found by their bytes. What cannot be packed is in ``quarantine/`` below the shards, with its reason.
+
     Args:
         config: ``pack`` bounds the shards.
-        source: folder or prefix of images; without ``labels`` the first folder below it names the class, and an
-            image directly in it has none.
+        source: folder or prefix of images; without ``labels`` folders name the classes (``folder_classes``).
         shards: prefix to write to; it must not hold a manifest yet.
-        labels: CSV file with the columns ``file`` (relative to ``source``) and ``label``, and, if known,
-            ``patient_id`` (a pseudonym) and ``site``.
+        labels: label file (``labels``) whose names (``label_join``) are relative to ``source``.
+
+    Returns:
+        ``rows`` and ``shards`` written, ``labelled`` rows, ``quarantined`` files, ``bytes`` of the shards, their
+        ``digest``, and the ``mlflow_run_id``.
 
     Raises:
-        UsageError: there are no images, the labels name none of them, or ``shards`` is taken.
+        UsageError: there are no images, the labels name none of them or contradict themselves, or ``shards`` is taken.
+        MedFocusError: not one of the images can be read.
     """
     with before_start():
         origin, target = locate(source, config.storage), locate(shards, config.storage)
         if (target / FILE).exists():
             raise UsageError(f"{target.uri}: holds packed shards already; choose a new prefix or remove them")
-        images = _find(origin, labels, config)
-    plans = list(_plan(images, config.pack))
+        images, refused = _find(origin, labels, config)
     with tracking.run("pack", config) as active, connected(config.cluster.address, config.cluster.cpus):
-        entries = _write(plans, origin, target, len(images))
-        manifest = write_manifest(target, entries)
+        check_shared(config.storage, read=[images[0].below(origin)], written=[target])
+        manifest, unread = _write(list(_plan(images, config.pack)), origin, target, len(images))
+        refused += unread
+        _write_quarantine(target, refused)
+        if not manifest.rows:
+            raise MedFocusError(
+                f"{origin.uri}: none of {len(images)} images can be read; medfocus quarantine {target.uri} tells why"
+            )
+        manifest = write_manifest(target, manifest.shards)
         tracking.log_dataset("shards", manifest.digest, "pack")
         summary = {
             "rows": manifest.rows,
             "shards": len(manifest.shards),
-            "labelled": sum(image.label is not None for image in images),
+            "labelled": sum(shard.labelled or 0 for shard in manifest.shards),
+            "quarantined": len(refused),
             "bytes": sum(shard.bytes for shard in manifest.shards),
         }
         tracking.log_metrics(summary)
+        if refused:
+            log.warning("%d files cannot be packed; medfocus quarantine %s tells why", len(refused), target.uri)
         event("packed", **summary)
         return summary | {"digest": manifest.digest, "mlflow_run_id": active.info.run_id}
 
 
-def _find(origin: Location, labels: str | None, config: Config) -> list[ImageFile]:
-    """The images to pack; what is left out is counted in the log."""
+def _find(origin: Location, labels: str | None, config: Config) -> tuple[list[ImageFile], list[Refusal]]:
+    """The images to pack with what is known of them, and what cannot be packed; what is left out is in the log."""
     if not origin.is_folder():
         raise UsageError(f"{origin.uri}: no such folder or prefix; correct SOURCE")
-    selector = pafs.FileSelector(origin.path, recursive=True)
-    prefix = origin.path.rstrip("/") + "/"
-    found = [info for info in origin.filesystem.get_file_info(selector) if info.type == pafs.FileType.File]
-    sizes = {info.path.removeprefix(prefix): info.size for info in found}
-    table = _read_labels(locate(labels, config.storage)) if labels is not None else None
-    if table is not None and not any(name in sizes for name in table):
-        example = next(iter(table), "nothing")
-        raise UsageError(f"{labels}: names no image below {origin.uri} (it names {example}); correct the column file")
-    named = table or {}
+    found = find_images(origin)
+    if not found.images:
+        cannot = f" that can be read, and {len(found.refused)} files that cannot" if found.refused else ""
+        raise UsageError(f"{origin.uri}: holds no image{cannot}; correct SOURCE")
+    described = _by_folders(found) if labels is None else _by_labels(found, origin, locate(labels, config.storage))
+    found.log()
     # In an order that has nothing to do with the names: any few shards are then a fair sample of the archive.
-    chosen = sorted((name for name in sizes if name in named or _is_image(name)), key=_scattered)
-    if not chosen:
-        raise UsageError(f"{origin.uri}: holds no image ({', '.join(sorted(SUFFIXES))}); correct SOURCE")
-    left_out = Counter(PurePosixPath(name).suffix or "no suffix" for name in sizes.keys() - set(chosen))
-    if left_out:
-        log.warning("%d files are no images by their suffix and are left out: %s", left_out.total(), dict(left_out))
-    if missing := len(named.keys() - sizes.keys()):
-        log.warning("%d labels name files that are not there and are left out", missing)
-    return [_describe(name, sizes[name], table) for name in chosen]
+    return sorted(described, key=lambda image: hashlib.sha256(image.image_id.encode()).digest()), found.refused
 
 
-def _scattered(name: str) -> bytes:
-    return hashlib.sha256(name.encode()).digest()
+def _by_folders(found: Source) -> list[ImageFile]:
+    classes = folder_classes([decoded(image.path) for image in found.images])
+    classes.log()
+    return [
+        ImageFile(image.image_id, image.path, image.size, label)
+        for image, label in zip(found.images, classes.classes, strict=True)
+    ]
 
 
-def _is_image(name: str) -> bool:
-    path = PurePosixPath(name)
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-
-
-def _describe(name: str, size: int, table: dict[str, dict[str, str]] | None) -> ImageFile:
-    if table is None:
-        parts = PurePosixPath(name).parts
-        return ImageFile(name, size, parts[0] if len(parts) > 1 else None, None, None)
-    row = table.get(name, {})
-    return ImageFile(name, size, row.get("label") or None, row.get("patient_id") or None, row.get("site") or None)
-
-
-def _read_labels(location: Location) -> dict[str, dict[str, str]]:
-    if not location.exists():
-        raise UsageError(f"{location.uri}: no such label file; correct --labels")
-    try:
-        text = location.read().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{location.uri}: not a UTF-8 text file; save it as CSV in UTF-8") from error
-    reader = csv.DictReader(io.StringIO(text))
-    missing = {"file", "label"} - set(reader.fieldnames or ())
-    if missing:
-        raise UsageError(f"{location.uri}: column {sorted(missing)[0]} is missing; the header must name file and label")
-    table: dict[str, dict[str, str]] = {}
-    for line, row in enumerate(reader, start=2):
-        if row["file"] in table:
-            raise UsageError(f"{location.uri}: line {line} names a file a second time; keep one line a file")
-        table[row["file"]] = row
-    return table
+def _by_labels(found: Source, origin: Location, location: Location) -> list[ImageFile]:
+    labels = read_labels(location)
+    known = [image.image_id for image in found.images]
+    # A label of a file that cannot be packed is no wrong name.
+    join = join_labels(
+        labels, lambda: known + [refusal.image_id for refusal in found.refused], (origin.uri, origin.path)
+    )
+    if not join.rows:
+        raise UsageError(
+            f"{labels.uri}: names no image below {origin.uri} (read as {labels.format}); write the path of each image"
+            f" below SOURCE into its column {labels.columns[0]}"
+        )
+    labels.log()
+    join.log(len(known))
+    described = []
+    for image in found.images:
+        row = join.rows.get(image.image_id)
+        what = (row.label, row.patient_id, row.site) if row else ()
+        described.append(ImageFile(image.image_id, image.path, image.size, *what))
+    return described
 
 
 def _plan(images: Sequence[ImageFile], section: PackSection) -> Iterator[dict[str, Any]]:
@@ -125,22 +128,45 @@ def _plan(images: Sequence[ImageFile], section: PackSection) -> Iterator[dict[st
     members: list[ImageFile] = []
     size = number = 0
     for image in images:
-        full = len(members) == section.rows_per_shard or size + image.bytes > section.bytes_per_shard
+        full = len(members) == section.rows_per_shard or size + image.size > section.bytes_per_shard
         if members and full:
             yield {"name": f"shard-{number:06d}.parquet", "images": [asdict(member) for member in members]}
             members, size, number = [], 0, number + 1
         members.append(image)
-        size += image.bytes
+        size += image.size
     yield {"name": f"shard-{number:06d}.parquet", "images": [asdict(member) for member in members]}
 
 
-def _write(plans: list[dict[str, Any]], origin: Location, target: Location, images: int) -> list[ShardEntry]:
+def _write(
+    plans: list[dict[str, Any]], origin: Location, target: Location, images: int
+) -> tuple[Manifest, list[Refusal]]:
+    """Write the shards; returns what the manifest will be, and the images that could not be read."""
     dataset = ray.data.from_items(plans, override_num_blocks=len(plans)).map(
         write_shard, fn_args=(origin, target), num_cpus=0.5
     )
-    entries = []
+    entries, unread = [], []
     with progress("pack", images, 0, tracking.log_progress) as shown:
         for row in dataset.iter_rows():
-            entries.append(ShardEntry(**row))
-            shown.add(row["rows"], 0)
-    return entries
+            refused = [Refusal(**refusal) for refusal in json.loads(row.pop("refused"))]
+            unread += refused
+            entry = ShardEntry(**row)
+            if entry.rows:
+                entries.append(entry)
+            shown.add(entry.rows + len(refused), len(refused))
+    seen = set(target.files(".parquet"))
+    if missing := sum(entry.name not in seen for entry in entries):
+        raise MedFocusError(
+            f"{target.uri}: {missing} of {len(entries)} shards were written and are not there; check that all nodes"
+            " write to the same place"
+        )
+    return Manifest(tuple(entries)), unread
+
+
+def _write_quarantine(target: Location, refused: Sequence[Refusal]) -> None:
+    """Write what cannot be packed; where there is nothing, remove what an earlier call that did not finish left."""
+    file = target / QUARANTINE / _QUARANTINE_FILE
+    if not refused:
+        file.delete()
+        return
+    rows = [asdict(refusal) | {"stage": "pack"} for refusal in refused]
+    file.write(records.encode(pa.Table.from_pylist(rows, schema=records.QUARANTINE)))

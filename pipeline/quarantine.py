@@ -5,10 +5,11 @@ from typing import Any
 
 import pyarrow.dataset as pads
 
-from pipeline.commit import QUARANTINE
-from pipeline.config import Config
-from pipeline.errors import UsageError, before_start
-from pipeline.storage import locate
+from medfocus.pipeline.commit import QUARANTINE
+from medfocus.pipeline.config import Config
+from medfocus.pipeline.errors import UsageError, before_start
+from medfocus.pipeline.logs import show
+from medfocus.pipeline.storage import locate
 
 
 def run(config: Config, out: str) -> dict[str, Any]:
@@ -16,7 +17,7 @@ def run(config: Config, out: str) -> dict[str, Any]:
 
     Args:
         config: says how storage is reached.
-        out: prefix that ``score`` or ``embed`` wrote.
+        out: prefix that ``pack``, ``embed`` or ``score`` wrote.
 
     Raises:
         UsageError: there is no such prefix.
@@ -25,7 +26,7 @@ def run(config: Config, out: str) -> dict[str, Any]:
         prefix = locate(out, config.storage)
         folder = prefix / QUARANTINE
         if not prefix.is_folder():
-            raise UsageError(f"{prefix.uri}: nothing is there; give a prefix that score or embed wrote")
+            raise UsageError(f"{prefix.uri}: nothing is there; give a prefix that pack, embed or score wrote")
         names = folder.files(".parquet")
     counts: Counter[tuple[str, str]] = Counter()
     messages: dict[tuple[str, str], str] = {}
@@ -42,6 +43,6 @@ def run(config: Config, out: str) -> dict[str, Any]:
         for (stage, error), rows in counts.most_common()
     ]
     for entry in causes:
-        print("{rows:>9} {stage:<9} {error:<15} such as: {message}".format(**entry), flush=True)
-    print(f"{counts.total():>9} rows in quarantine", flush=True)
+        show("{rows:>9} {stage:<9} {error:<15} such as: {message}".format(**entry))
+    show(f"{counts.total():>9} rows in quarantine")
     return {"quarantined": counts.total(), "causes": causes}

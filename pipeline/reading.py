@@ -7,14 +7,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import records
-from pipeline.errors import MedFocusError, ShardError, UsageError
-from pipeline.isolation import FAILURE, Isolation, give_up
-from pipeline.manifest import ShardEntry
-from pipeline.storage import AccessError, Location
-from stages.batch import Batch, fail, start
-from stages.decode import Decode
-from stages.prompt_settings import PromptSettings
+from medfocus.pipeline import records
+from medfocus.pipeline.errors import MedFocusError, ShardError, UsageError
+from medfocus.pipeline.isolation import FAILURE, Isolation, give_up
+from medfocus.pipeline.manifest import ShardEntry
+from medfocus.pipeline.storage import AccessError, Location
+from medfocus.stages.batch import Batch, fail, start
+from medfocus.stages.decode import Decode
+from medfocus.stages.prompt_settings import PromptSettings
 
 # Columns that go with an image from the shard to the end; null travels as an empty string.
 CARRIED = ("image_id", "label", "patient_id", "site", "source_uri")
@@ -47,7 +47,8 @@ def read_and_decode(
 ) -> dict[str, np.ndarray]:
     """One shard, named by its manifest entry, to decoded rows.
 
-    Of a shard that cannot be read one row is left, which says why.
+    Ray Data drops a block without rows, and the shard with it: a shard of which no row is wanted becomes one blank row
+    with 0 in ``shard_rows``, and so does a shard that cannot be read, whose blank row says why.
 
     Raises:
         AccessError: storage may not be used at all.
@@ -60,13 +61,22 @@ def read_and_decode(
     except AccessError:
         raise
     except MedFocusError as error:
-        nothing = {name: np.array([""], object) for name in (*CARRIED, "truth", "media_type", FAILURE)}
-        rows = give_up(start(nothing | {"image": np.array([b""], object)}), "read", error)
+        rows = give_up(_blank_row(), "read", error)
     count = len(rows["image_id"])
-    rows |= {"shard": np.full(count, shard.sha256, object), "shard_rows": np.full(count, count)}
-    decoded = isolation(Decode(**decode), rows) if count else Decode(**decode)(rows)
+    if not count:
+        rows = _blank_row()
+        fail(rows, 0, "read", "NoLabel", "no row of the shard has a label")
+    size = len(rows["image_id"])
+    rows |= {"shard": np.full(size, shard.sha256, object), "shard_rows": np.full(size, count)}
+    decoded = isolation(Decode(**decode), rows)
     del decoded["media_type"]
     return decoded
+
+
+def _blank_row() -> Batch:
+    """A row of no image."""
+    blank = {name: np.array([""], object) for name in (*CARRIED, "truth", "media_type", FAILURE)}
+    return start(blank | {"image": np.array([b""], object)})
 
 
 def _columns(table: pa.Table, labelled_only: bool) -> Batch:

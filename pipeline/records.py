@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import UsageError
+from medfocus.pipeline.errors import UsageError
 
 VERSION = "1"
 CLASSES_KEY = b"medfocus.classes"

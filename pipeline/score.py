@@ -3,19 +3,20 @@
 import time
 from typing import Any
 
-from cluster.connect import connected
-from cluster.resources import plan
-from pipeline import tracking
-from pipeline.actors import Work
-from pipeline.commit import PREDICTIONS, Output
-from pipeline.config import Config
-from pipeline.errors import TooManyQuarantined, before_start
-from pipeline.flow import run_shards
-from pipeline.logs import event, progress
-from pipeline.manifest import read_manifest
-from pipeline.models import resolve_model
-from pipeline.storage import locate
-from pipeline.writing import Version
+from medfocus.cluster.connect import connected
+from medfocus.cluster.resources import plan
+from medfocus.pipeline import checkpoints, tracking
+from medfocus.pipeline.actors import Prompts, Work
+from medfocus.pipeline.commit import PREDICTIONS, Output
+from medfocus.pipeline.config import Config
+from medfocus.pipeline.errors import TooManyQuarantined, before_start
+from medfocus.pipeline.flow import run_shards
+from medfocus.pipeline.logs import event, progress
+from medfocus.pipeline.manifest import FILE, read_manifest
+from medfocus.pipeline.models import Model, resolve_model
+from medfocus.pipeline.shared_paths import check_shared
+from medfocus.pipeline.storage import locate
+from medfocus.pipeline.writing import Version
 
 
 def run(
@@ -33,23 +34,20 @@ def run(
 
     Raises:
         UsageError: there are no shards or no such model, or ``out`` holds rows of another model.
+        MedFocusError: some shards could not be finished, or so many rows are in quarantine that the run was stopped.
         TooManyQuarantined: done, but the share of quarantined rows is above ``score.max_quarantined``.
     """
     with before_start():
+        config = checkpoints.settle(config)
         source = locate(shards, config.storage)
         manifest = read_manifest(source)
         model, version = resolve_model(model_uri, config)
-        config = model.foundation.adopt(config)
+        config = checkpoints.settle(model.foundation.adopt(config))
+        side = checkpoints.image_size(config.segment, config.storage)
         config = config.model_copy(update={"model": config.model.model_copy(update={"focus": model.settings.focus})})
         prompts = model.prompts(config.score.accept_at)
-        output = Output(locate(out, config.storage), PREDICTIONS)
-        settings = {
-            "model": version,
-            "model_digest": model.digest,  # a version of the same name in another registry is another model
-            "foundation": vars(model.foundation),
-            "max_pixels": config.decode.max_pixels,
-            "accept_at": prompts.calibration.accept_at,
-        }
+        output = Output(locate(out, config.storage), PREDICTIONS, replaces=retry_quarantined)
+        settings = run_settings(model, version, prompts, config)
         record, todo = output.begin(settings, manifest, overwrite=overwrite, retry_quarantined=retry_quarantined)
     resumed = manifest.rows - sum(shard.rows for shard in todo)
     started = time.monotonic()
@@ -58,9 +56,14 @@ def run(
         tracking.log_dataset("shards", manifest.digest, "score")
         tracking.log_parameters({"model_version": version})
         with connected(config.cluster.address, config.cluster.cpus) as resources:
+            check_shared(config.storage, read=[source / FILE], written=[output.prefix])
             with progress("score", manifest.rows, resumed, tracking.log_progress) as shown:
-                work = Work(source, output, config, Version(version, model.settings.classes), prompts)
-                done = run_shards(todo, work, plan(resources), shown)
+                made_by = Version(version, model.settings.classes)
+                work = Work(source, output, config, model.foundation, side, made_by, prompts)
+                # Shards that are taken again for their quarantined rows are no fair sample.
+                most_quarantined = None if retry_quarantined else config.score.max_quarantined
+                done = run_shards(todo, work, plan(resources), shown, most_quarantined)
+        output.check_complete(manifest.shards)
         output.update(finished=True, digest=manifest.digest)
         seconds = time.monotonic() - started
         quarantined = output.quarantined()
@@ -84,3 +87,14 @@ def run(
             result,
         )
     return result
+
+
+def run_settings(model: Model, version: str, prompts: Prompts, config: Config) -> dict[str, Any]:
+    """All that decides the rows of a scoring run: rows made with other settings never mix in one output."""
+    return {
+        "model": version,
+        "model_digest": model.digest,  # a version of the same name in another registry is another model
+        "foundation": vars(model.foundation),
+        "max_pixels": config.decode.max_pixels,
+        "accept_at": prompts.calibration.accept_at,
+    }

@@ -1,6 +1,9 @@
 """Writing one shard from the images that belong to it."""
 
 import hashlib
+import json
+import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
@@ -8,54 +11,122 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline import records
-from pipeline.manifest import ShardEntry
-from pipeline.storage import Location
-from stages.decode import media_type_of
+from medfocus.pipeline import records
+from medfocus.pipeline.manifest import ShardEntry
+from medfocus.pipeline.source import EMPTY, Refusal, reason
+from medfocus.pipeline.storage import AccessError, Location, ServiceError, StorageError
+from medfocus.stages.decode import media_type_of
 
 # Reads of small objects wait for the network, not for a processor.
 _READERS = 16
+# Seconds before another try, beyond those that an S3 client makes by itself; and what no other try would mend.
+_PAUSES = (1.0, 5.0, 15.0)
+_LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError)
+_MEDIA_TYPES = {"jpg": "jpeg", "jpe": "jpeg", "jfif": "jpeg", "jif": "jpeg", "tif": "tiff", "dib": "bmp", "": "unknown"}
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """One image to pack: its place below the source (also its ``image_id``), size in bytes, and what is known of it."""
+    """One image to pack.
 
-    name: str
-    bytes: int
-    label: str | None
-    patient_id: str | None
-    site: str | None
+    Args:
+        image_id: unique in the archive.
+        path: bytes of its place below the source, which need not be UTF-8.
+        size: its bytes.
+        label: None where it is not known, as are the next two.
+        patient_id: pseudonym.
+        site: where it was taken.
+    """
+
+    image_id: str
+    path: bytes
+    size: int
+    label: str | None = None
+    patient_id: str | None = None
+    site: str | None = None
+
+    def below(self, origin: Location) -> Location:
+        """Where it is, below the source."""
+        return origin / self.path.decode("utf-8", "surrogateescape")
 
 
 def write_shard(plan: dict[str, Any], origin: Location, target: Location) -> dict[str, Any]:
-    """Read the images of one shard and write it; returns its manifest entry."""
+    """Read the images of one shard and write it; an image that cannot be read costs itself only.
+
+    Args:
+        plan: ``name`` of the shard and ``images``, each the fields of an ``ImageFile``.
+        origin: the source.
+        target: prefix to write to.
+
+    Returns:
+        The fields of its manifest entry, and ``refused``, the images that could not be read, as JSON. With no ``rows``,
+        no shard was written.
+
+    Raises:
+        AccessError: storage may not be used at all.
+        ServiceError: storage does not answer.
+        StorageError: the shard cannot be written.
+    """
     images = [ImageFile(**image) for image in plan["images"]]
     with ThreadPoolExecutor(_READERS) as readers:
-        contents = list(readers.map(lambda image: (origin / image.name).read(), images))
-    table = pa.table(
+        results = list(readers.map(lambda image: _read(image, origin), images))
+    refused = [result for result in results if isinstance(result, Refusal)]
+    read = {image: result for image, result in zip(images, results, strict=True) if isinstance(result, bytes)}
+    content = records.encode(_table(read, origin))
+    if read:
+        (target / plan["name"]).write(content)
+    labelled = sum(image.label is not None for image in read)
+    entry = ShardEntry(plan["name"], len(read), len(content), hashlib.sha256(content).hexdigest(), labelled)
+    return asdict(entry) | {"refused": json.dumps([asdict(refusal) for refusal in refused])}
+
+
+def _read(image: ImageFile, origin: Location) -> bytes | Refusal:
+    """The content of an image, or why it cannot be packed."""
+    location = image.below(origin)
+    try:
+        content = _read_patiently(location)
+    except (AccessError, ServiceError):
+        raise
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            message = "the file was there when the source was listed, and is no longer"
+            return Refusal(image.image_id, location.uri, "Vanished", message)
+        return Refusal(image.image_id, location.uri, "Unreadable", reason(error, location))
+    return content or Refusal(image.image_id, location.uri, *EMPTY)
+
+
+def _read_patiently(location: Location) -> bytes:
+    """The content of a file; what may be of the moment is tried again."""
+    for pause in _PAUSES:
+        try:
+            return location.read()
+        except AccessError:
+            raise
+        except StorageError as error:
+            if isinstance(error.__cause__, _LASTING):
+                raise
+            time.sleep(pause)
+    return location.read()
+
+
+def _table(read: Mapping[ImageFile, bytes], origin: Location) -> pa.Table:
+    images, contents = list(read), list(read.values())
+    return pa.table(
         {
-            "image_id": [image.name for image in images],
+            "image_id": [image.image_id for image in images],
             "image": contents,
-            "media_type": [
-                media_type_of(content) or _by_suffix(image.name)
-                for image, content in zip(images, contents, strict=True)
-            ],
+            "media_type": [media_type_of(content) or _by_suffix(image.image_id) for image, content in read.items()],
             "label": [image.label for image in images],
             "patient_id": [image.patient_id for image in images],
             "site": [image.site for image in images],
-            "source_uri": [(origin / image.name).uri for image in images],
+            "source_uri": [image.below(origin).uri for image in images],
             "sha256": [hashlib.sha256(content).hexdigest() for content in contents],
         },
         schema=records.SHARD,
     )
-    content = records.encode(table)
-    (target / plan["name"]).write(content)
-    digest = hashlib.sha256(content).hexdigest()
-    return asdict(ShardEntry(plan["name"], len(images), len(content), digest))
 
 
 def _by_suffix(name: str) -> str:
     """Media type that a file claims whose bytes are of none: decoding will say so."""
     suffix = PurePosixPath(name).suffix.lower().lstrip(".")
-    return "image/" + {"jpg": "jpeg", "tif": "tiff", "": "unknown"}.get(suffix, suffix)
+    return "image/" + _MEDIA_TYPES.get(suffix, suffix)

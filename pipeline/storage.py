@@ -8,16 +8,21 @@ Endpoint and region come from the configuration or the usual AWS variables, cred
 import json
 import os
 import re
+import stat
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
-from pipeline.config import StorageSection
-from pipeline.errors import MedFocusError
+from medfocus.pipeline import local_tree
+from medfocus.pipeline.config import StorageSection
+from medfocus.pipeline.errors import MedFocusError
+from medfocus.pipeline.local_tree import Entry, Kind, encoded
 
 # The SDK's own name for an error, and the service's where the SDK has none for it; a refused HEAD tells no name.
 _AWS_CODE = re.compile(r"AWS Error (\w+)")
@@ -36,7 +41,9 @@ _MENDS = {
     "NETWORK_CONNECTION": "the service does not answer; check storage.s3_endpoint or AWS_ENDPOINT_URL",
 }
 # Of these, any other call would fail too: no other shard is worth a try.
-_OF_ACCESS = {name for name in _MENDS if name != "NETWORK_CONNECTION"}
+_NO_ANSWER = "NETWORK_CONNECTION"
+_OF_ACCESS = {name for name in _MENDS if name != _NO_ANSWER}
+_ODD_PART = "a part of the key is empty, . or .., which cannot be addressed; copy the object to another key"
 
 
 class StorageError(MedFocusError):
@@ -45,6 +52,10 @@ class StorageError(MedFocusError):
 
 class AccessError(StorageError):
     """Storage that may not be used, whatever is asked of it: the credentials or the bucket are wrong."""
+
+
+class ServiceError(StorageError):
+    """A service that does not answer: no file is at fault."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +67,34 @@ class Location:
     uri: str
 
     def __truediv__(self, name: str) -> "Location":
-        return Location(self.filesystem, f"{self.path.rstrip('/')}/{name}", f"{self.uri.rstrip('/')}/{name}")
+        path = f"{self.path.rstrip('/')}/{name}"
+        return Location(self.filesystem, path, _readable(f"{self.uri.rstrip('/')}/{name}", path))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the place is on a disk of the machine that looks at it."""
+        return isinstance(self.filesystem, pafs.LocalFileSystem)
 
     def exists(self) -> bool:
-        return self._info().type != pafs.FileType.NotFound
+        return self._type() != pafs.FileType.NotFound
 
     def is_folder(self) -> bool:
-        return self._info().type == pafs.FileType.Directory
+        return self._type() == pafs.FileType.Directory
+
+    def walk(self, skip: Callable[[str], bool]) -> Iterator[Entry]:
+        """Everything below this folder, each real file once; what cannot be used is told as an entry of its own.
+
+        Args:
+            skip: whether to leave out what has this name (a single part of a path); of a folder, with all below it.
+
+        Raises:
+            StorageError: the folder itself cannot be read.
+        """
+        if self.is_local:
+            return self.attempt(lambda: local_tree.walk(self.path, skip))
+        found = self.attempt(lambda: self.filesystem.get_file_info(pafs.FileSelector(self.path, recursive=True)))
+        prefix = self.path.rstrip("/") + "/"
+        return (_object(info, prefix, skip) for info in found if info.type == pafs.FileType.File)
 
     def files(self, suffix: str = "", recursive: bool = False) -> list[str]:
         """Names below this place, sorted, relative to it; empty where there is no such place."""
@@ -72,16 +104,21 @@ class Location:
         names = [info.path.removeprefix(prefix) for info in found if info.type == pafs.FileType.File]
         return sorted(name for name in names if name.endswith(suffix))
 
-    def read(self) -> bytes:
+    def read(self, most: int | None = None) -> bytes:
+        """The content, or at most its first bytes."""
+
         def read() -> bytes:
+            if self.is_local:  # pyarrow takes no name that is not UTF-8
+                with open(encoded(self.path), "rb") as file:  # noqa: PTH123  a Path takes no bytes
+                    return file.read(-1 if most is None else most)
             with self.filesystem.open_input_stream(self.path) as stream:
-                return stream.read()
+                return stream.read(most)
 
         return self.attempt(read)
 
     def write(self, content: bytes) -> None:
         """Write the whole content; a reader sees all of it or nothing."""
-        if isinstance(self.filesystem, pafs.LocalFileSystem):
+        if self.is_local:
             self.attempt(lambda: _write_local(Path(self.path), content))
             return
 
@@ -99,14 +136,16 @@ class Location:
 
     def delete(self) -> None:
         """Remove the file, or the folder with all below it; what is not there is no error."""
-        info = self._info()
-        if info.type == pafs.FileType.Directory:
+        found = self._type()
+        if found == pafs.FileType.Directory:
             self.attempt(lambda: self.filesystem.delete_dir(self.path))
-        elif info.type == pafs.FileType.File:
+        elif found == pafs.FileType.File:
             self.attempt(lambda: self.filesystem.delete_file(self.path))
 
-    def _info(self) -> pafs.FileInfo:
-        return self.attempt(lambda: self.filesystem.get_file_info(self.path))
+    def _type(self) -> pafs.FileType:
+        if self.is_local:
+            return self.attempt(lambda: _local_type(self.path))
+        return self.attempt(lambda: self.filesystem.get_file_info(self.path)).type
 
     def attempt(self, call: Callable[[], Any]) -> Any:
         """The result of a call that reads or writes here; StorageError with the mend where it fails."""
@@ -114,7 +153,12 @@ class Location:
             return call()
         except OSError as error:
             kind = AccessError if _code(error) in _OF_ACCESS else StorageError
+            kind = ServiceError if _code(error) == _NO_ANSWER else kind
             raise kind(f"{self.uri}: {_reason(error)}") from error
+        except pa.ArrowInvalid as error:
+            if self.is_local or not _has_odd_part(self.path):
+                raise
+            raise StorageError(f"{self.uri}: {_ODD_PART}") from error
 
 
 def locate(uri: str, config: StorageSection) -> Location:
@@ -125,9 +169,9 @@ def locate(uri: str, config: StorageSection) -> Location:
     """
     if "://" not in uri:
         path = str(Path(uri).expanduser().absolute())
-        return Location(pafs.LocalFileSystem(), path, path)
+        return Location(pafs.LocalFileSystem(), path, _readable(path, path))
     scheme, _, rest = uri.partition("://")
-    if scheme != "s3" or not rest.strip("/"):
+    if scheme != "s3" or not rest.split("/")[0]:
         raise StorageError(f"{uri}: not a local path or s3://bucket/prefix URI; correct it")
     bucket = rest.split("/")[0]
     if "@" in bucket or ":" in bucket:
@@ -135,20 +179,29 @@ def locate(uri: str, config: StorageSection) -> Location:
         raise StorageError(
             "an s3:// URI holds no credentials; set AWS_ACCESS_KEY_ID or a profile, give s3://bucket/prefix"
         )
+    if _has_odd_part(rest.rstrip("/")):
+        raise StorageError(
+            f"{uri}: a part of the key is empty, . or .., which cannot be addressed; give another prefix"
+        )
     filesystem = _s3(config)
     if not Location(filesystem, bucket, uri).exists():
         raise StorageError(f"{uri}: {_MENDS['NO_SUCH_BUCKET']}")
     return Location(filesystem, rest.rstrip("/"), uri.rstrip("/"))
 
 
-def without_credentials(text: str) -> str:
-    """A text without the ``user:password@`` of the URIs in it."""
-    return re.sub(r"://[^/@\s]*@", "://", text)
-
-
 def s3_endpoint(config: StorageSection) -> str | None:
     """Endpoint URL in force: the configuration's, else the environment's; None means AWS."""
     return config.s3_endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+
+
+def s3_region(config: StorageSection) -> str | None:
+    """Region in force: the configuration's, else the environment's; None leaves it to the profile."""
+    return config.s3_region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+
+
+def settle_storage(config: StorageSection) -> StorageSection:
+    """The section with the endpoint and the region in force here, for workers whose environment may be another."""
+    return config.model_copy(update={"s3_endpoint": s3_endpoint(config), "s3_region": s3_region(config)})
 
 
 def _s3(config: StorageSection) -> pafs.S3FileSystem:
@@ -158,7 +211,7 @@ def _s3(config: StorageSection) -> pafs.S3FileSystem:
         "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=5),
         "background_writes": False,
     }
-    region = config.s3_region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    region = s3_region(config)
     if region:
         options["region"] = region
     endpoint = s3_endpoint(config)
@@ -167,6 +220,16 @@ def _s3(config: StorageSection) -> pafs.S3FileSystem:
         options |= {"endpoint_override": host.rstrip("/"), "scheme": scheme or "https"}
         options.setdefault("region", "us-east-1")
     return pafs.S3FileSystem(**options)
+
+
+def _local_type(path: str) -> pafs.FileType:
+    try:
+        mode = os.stat(encoded(path)).st_mode  # noqa: PTH116  a Path takes no bytes
+    except (FileNotFoundError, NotADirectoryError):
+        return pafs.FileType.NotFound
+    if stat.S_ISDIR(mode):
+        return pafs.FileType.Directory
+    return pafs.FileType.File if stat.S_ISREG(mode) else pafs.FileType.Unknown
 
 
 def _write_local(path: Path, content: bytes) -> None:
@@ -180,6 +243,29 @@ def _write_local(path: Path, content: bytes) -> None:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _readable(uri: str, path: str) -> str:
+    """The URI, or that of a local path that is not UTF-8, in URL encoding."""
+    try:
+        uri.encode()
+    except UnicodeEncodeError:
+        return f"file://{quote(encoded(path))}"
+    return uri
+
+
+def _has_odd_part(path: str) -> bool:
+    return any(part in ("", ".", "..") for part in path.split("/"))
+
+
+def _object(info: pafs.FileInfo, prefix: str, skip: Callable[[str], bool]) -> Entry:
+    """An object of a listing; what cannot be addressed is trouble."""
+    name = info.path.removeprefix(prefix)
+    if any(skip(part) for part in name.split("/")):
+        return Entry(name, Kind.SKIPPED)
+    if _has_odd_part(name):
+        return Entry(name, Kind.TROUBLE, 0, "Unaddressable", _ODD_PART)
+    return Entry(name, Kind.FILE, info.size)
 
 
 def _code(error: OSError) -> str:

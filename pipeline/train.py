@@ -1,10 +1,10 @@
 """``medfocus train``: prompt tuning over stored features, registered as a model version."""
 
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pyarrow.dataset as pads
 import ray
 import torch
@@ -12,21 +12,25 @@ from ray.data import DataContext
 from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from scipy.special import softmax
-from sklearn.model_selection import StratifiedGroupKFold
 
-from cluster.connect import connected
-from cluster.resources import Share, training_share
-from pipeline import tracking
-from pipeline.calibration import calibrate
-from pipeline.commit import FEATURES, RUN_FILE, Output, settings_key
-from pipeline.config import Config
-from pipeline.errors import MedFocusError, UsageError, before_start
-from pipeline.logs import event
-from pipeline.models import Foundation, Model, register
-from pipeline.reading import read_features
-from pipeline.storage import Location, locate
-from pipeline.training_loop import Tuning, tune
-from stages.prompt_settings import PromptSettings
+from medfocus.cluster.connect import connected
+from medfocus.cluster.resources import Share, training_share
+from medfocus.pipeline import checkpoints, tracking
+from medfocus.pipeline.calibration import calibrate
+from medfocus.pipeline.causes import reason
+from medfocus.pipeline.commit import FEATURES, RUN_FILE, Output, settings_key
+from medfocus.pipeline.config import Config
+from medfocus.pipeline.errors import MedFocusError, UsageError, before_start
+from medfocus.pipeline.folds import HeldOut, assign_folds, check_classes, group_rows
+from medfocus.pipeline.foundation import Foundation
+from medfocus.pipeline.logs import event, log
+from medfocus.pipeline.models import Model, check_name, register
+from medfocus.pipeline.neighbours import Neighbours, find_neighbours, read_sketches
+from medfocus.pipeline.reading import read_features
+from medfocus.pipeline.shared_paths import check_shared
+from medfocus.pipeline.storage import Location, locate
+from medfocus.pipeline.training_loop import Tuning, tune
+from medfocus.stages.prompt_settings import PromptSettings
 
 FOLDER = "training"
 # Share of Ray's object memory that features may have and be kept by the workers; larger ones are streamed. What a
@@ -43,9 +47,10 @@ def run(config: Config, features: str, name: str) -> dict[str, Any]:
         name: registered model.
 
     Raises:
-        UsageError: the features are not finished, or the labels do not suffice.
+        UsageError: the features are not finished, the labels do not suffice, or the name cannot be registered.
     """
     with before_start():
+        check_name(name)
         prefix = locate(features, config.storage)
         record = _finished_features(prefix)
         foundation = Foundation(**record["settings"]["foundation"])
@@ -53,10 +58,10 @@ def run(config: Config, features: str, name: str) -> dict[str, Any]:
             raise UsageError(
                 f"{prefix.uri}: made without regions' tokens, which model.focus={config.model.focus} needs; embed again"
             )
-        config = foundation.adopt(config)
+        config = checkpoints.settle(foundation.adopt(checkpoints.settle(config)))
         labels = _read_labels(prefix)
-        folds = assign_folds(labels, config.train.folds, config.seed)
-        fewest = min(len(folds) - held_out for held_out in Counter(folds.values()).values())
+        folds, held_out = split_rows(prefix, labels, config)
+        fewest = min(len(folds) - rows for rows in Counter(folds.values()).values())
         if fewest < config.train.workers:
             raise UsageError(
                 f"train.workers is {config.train.workers}, more than the {fewest} training rows of a fold;"
@@ -65,20 +70,22 @@ def run(config: Config, features: str, name: str) -> dict[str, Any]:
     settings = config.model.prompts(labels["label"], config.clip.cut)
     key = settings_key(
         {"foundation": vars(foundation), "model": settings.to_json(), "train": config.train.model_dump()}
-        | {"seed": config.seed, "rows": sorted(labels["image_id"])}
+        | {"seed": config.seed, "rows": sorted(folds.items())}
     )[:16]
     progress_file = prefix / FOLDER / f"{key}.json"
     resume = progress_file.read_json()["mlflow_run_id"] if progress_file.exists() else None
     with tracking.run("train", config, resume=resume) as active:
         progress_file.write_json({"mlflow_run_id": active.info.run_id})
         tracking.log_dataset("features", record["digest"], "train")
+        tracking.log_tags({"held_out": held_out.how})
         with connected(config.cluster.address, config.cluster.cpus) as resources:
+            check_shared(config.storage, read=[], written=[prefix])
             share = training_share(resources, config.train.workers)
-            outcome = _fit(config, settings, prefix, folds, key, share)
+            outcome = _fit(config, settings, prefix, folds, key, share, foundation.clip_identity)
         tracking.log_history(outcome["history"])
         logits, targets = outcome["held_out_logits"], outcome["held_out_targets"]
         calibration = calibrate(logits, targets, config.train.target_sensitivity)
-        model = Model(settings, outcome["state"], foundation, calibration)
+        model = Model(settings, outcome["state"], foundation, calibration, held_out)
         model_uri = register(model, name, active.info.run_id)
         (prefix / FOLDER / key).delete()  # the checkpoints: the model is in the registry
         progress_file.delete()
@@ -89,6 +96,10 @@ def run(config: Config, features: str, name: str) -> dict[str, Any]:
             "held_out_rows": len(targets),
             "held_out_accuracy": float((logits.argmax(1) == targets).mean()),
             "held_out_coverage": float((confidence >= calibration.accept_at).mean()),
+            "held_out": held_out.how,
+            "held_out_groups": held_out.groups,
+            "rows_without_patient": held_out.rows_without_patient,
+            "near_duplicates_apart": held_out.near_duplicates_apart,
             **vars(calibration),
             "learned_parameters": sum(value.numel() for value in outcome["state"].values()),
             "resumed_epochs": outcome["resumed_epochs"],
@@ -98,51 +109,30 @@ def run(config: Config, features: str, name: str) -> dict[str, Any]:
         return summary | {"model_uri": model_uri, "mlflow_run_id": active.info.run_id}
 
 
-def assign_folds(labels: dict[str, list[Any]], count: int, seed: int) -> dict[str, int]:
-    """The fold of each ``image_id``: no patient in two folds, every class in training whichever fold is held out.
-
-    Args:
-        labels: ``image_id``, ``label`` and ``patient_id`` (None: the image is its own patient), a list each.
-        count: of folds; fewer where a class has fewer patients.
-        seed: of the choice.
+def split_rows(prefix: Location, labels: dict[str, list[Any]], config: Config) -> tuple[dict[str, int], HeldOut]:
+    """The fold of each ``image_id``, and how that was decided, which is also logged.
 
     Raises:
-        UsageError: a class is too small to be on both sides.
+        UsageError: the labels do not suffice.
     """
-    classes = np.array(labels["label"], dtype=object)
-    # The prefix keeps an image that is its own patient apart from a patient of the same name.
-    patients = np.array(
-        [
-            f"patient {patient}" if patient is not None else f"image {image}"
-            for image, patient in zip(labels["image_id"], labels["patient_id"], strict=True)
-        ],
-        dtype=object,
-    )
-    counts = Counter(classes)
-    if len(counts) < 2:
-        raise UsageError(f"the features hold {len(counts)} class; training needs two or more, label more images")
-    for label, examples in sorted(counts.items()):
-        if examples < 2:
-            raise UsageError(f"class {label} has one example; training needs two or more, add some or drop the class")
-        if len(set(patients[classes == label])) < 2:
-            raise UsageError(f"class {label} comes from one patient; validation needs another one, add some")
-    folds = min(count, min(len(set(patients[classes == label])) for label in counts))
-    everyone = set(counts)
-    for attempt in range(20):
-        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed + attempt)
-        parts = [held_out for _, held_out in splitter.split(classes, classes, patients)]
-        if all(len(part) and set(np.delete(classes, part)) == everyone for part in parts):
-            return {labels["image_id"][row]: number for number, part in enumerate(parts) for row in part}
-    raise UsageError("no split leaves every class in training without sharing a patient; add patients to small classes")
+    check_classes(labels)
+    neighbours = Neighbours()
+    if unknown := labels["patient_id"].count(None):
+        event("looking for images that may be of one patient", rows=len(labels["label"]), without_patient=unknown)
+        sketches = read_sketches(Output(prefix, FEATURES).rows)
+        neighbours = find_neighbours(sketches, dict(zip(labels["image_id"], labels["label"], strict=True)))
+    groups, held_out = group_rows(labels, neighbours, config.train.folds)
+    log.log(logging.INFO if held_out.how == "by patient" else logging.WARNING, "%s", held_out.sentence)
+    return assign_folds(labels, config.train.folds, config.seed, groups), held_out
 
 
 def _finished_features(prefix: Location) -> dict[str, Any]:
     if not (prefix / RUN_FILE).exists():
         raise UsageError(f"{prefix.uri}: holds no features; run medfocus embed into it, or correct the path")
-    record = (prefix / RUN_FILE).read_json()
-    if "max_pixels" not in record["settings"] or "model" in record["settings"]:
+    record = Output(prefix, FEATURES).read_record()
+    if "model" in record.get("settings", {}):
         raise UsageError(f"{prefix.uri}: holds predictions, not features; give the prefix that embed wrote")
-    if not record["finished"]:
+    if not record.get("finished"):
         raise UsageError(f"{prefix.uri}: embed has not finished here; start it again with the same call")
     return record
 
@@ -164,11 +154,12 @@ def _fit(
     folds: Mapping[str, int],
     key: str,
     share: Share,
+    clip_identity: str,
 ) -> dict[str, Any]:
     """Train on Ray; returns the state, history and held-out logits that rank 0 ended with."""
     kept = _fits(prefix)
     parts = max(folds.values()) + 1 if kept else 0
-    tuning = Tuning(config, settings, threads=share.threads, rows=len(folds), folds=parts)
+    tuning = Tuning(config, settings, clip_identity, threads=share.threads, rows=len(folds), folds=parts)
     trainer = TorchTrainer(
         tune,
         train_loop_config={"tuning": tuning},
@@ -190,8 +181,9 @@ def _fit(
     try:
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
-        reason = str(error).strip().splitlines()[-1][:300]
-        raise MedFocusError(f"training failed: {reason}; start it again to go on at the last checkpoint") from error
+        raise MedFocusError(
+            f"training failed: {reason(error)}; start it again to go on at the last checkpoint"
+        ) from error
     outcome = result.return_value
     return outcome | {"state": {name: torch.tensor(value) for name, value in outcome["state"].items()}}
 

@@ -23,14 +23,14 @@ from ray.train import Checkpoint
 from ray.train.torch import get_device, prepare_model
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline import checkpoints
-from pipeline.config import Config
-from pipeline.training_state import Progress
-from stages.prompt_settings import PromptSettings
-from stages.prompted_clip import PromptedCLIP
-from stages.tower import Remembered
-from stages.tuning import Shown, anneal, train_epoch
-from stages.weights import load_clip, load_tokenizer
+from medfocus.pipeline import checkpoints
+from medfocus.pipeline.config import Config
+from medfocus.pipeline.training_state import Progress
+from medfocus.stages.prompt_settings import PromptSettings
+from medfocus.stages.prompted_clip import PromptedCLIP
+from medfocus.stages.tower import Remembered
+from medfocus.stages.tuning import Shown, anneal, train_epoch
+from medfocus.stages.weights import load_clip, load_tokenizer
 
 # Rows a worker shuffles among where it streams; what is kept in memory is shuffled whole.
 _SHUFFLED = 2048
@@ -43,13 +43,20 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Tuning:
-    """What a worker needs to know; ``folds`` is the number of parts where the rows are kept in memory, else 0.
+    """What a worker needs to know.
 
-    ``rows`` are all that are labelled.
+    Args:
+        config: settled.
+        settings: of the learned part.
+        clip_identity: of the CLIP that made the features.
+        threads: of each worker.
+        rows: all that are labelled.
+        folds: number of parts where the rows are kept in memory, else 0.
     """
 
     config: Config
     settings: PromptSettings
+    clip_identity: str
     threads: int
     rows: int
     folds: int
@@ -199,6 +206,7 @@ def _round(
 def _build(tuning: Tuning) -> PromptedCLIP | DistributedDataParallel:
     config = tuning.config
     source = checkpoints.resolve_clip(config.clip, config.storage)
+    checkpoints.verify(source, tuning.clip_identity, "clip")
     clip = load_clip(source.model, source.checkpoint, source.preprocess)
     torch.manual_seed(config.seed)  # the same first prompts on every worker
     return prepare_model(PromptedCLIP(clip, load_tokenizer(source.model), tuning.settings))

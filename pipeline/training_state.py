@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from stages.prompted_clip import PromptedCLIP
+from medfocus.stages.prompted_clip import PromptedCLIP
 
 State = dict[str, torch.Tensor]
 

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline import records
-from pipeline.commit import Output
-from pipeline.errors import MedFocusError, ShardError
-from pipeline.isolation import FAILURE
-from pipeline.storage import AccessError, StorageError
-from stages.batch import well
+from medfocus.pipeline import records
+from medfocus.pipeline.commit import Output
+from medfocus.pipeline.errors import MedFocusError, ShardError
+from medfocus.pipeline.isolation import FAILURE
+from medfocus.pipeline.storage import AccessError, StorageError
+from medfocus.stages.batch import well
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,13 @@ def commit_rows(batch: dict[str, np.ndarray], output: Output, version: Version) 
 
 
 def _commit(batch: dict[str, np.ndarray], output: Output, version: Version) -> dict[str, list]:
-    rows = len(batch["image_id"])
-    shards = set(batch["shard"].tolist())
-    if len(shards) != 1 or rows != batch["shard_rows"][0]:
-        raise MedFocusError(f"a block of {rows} rows of {len(shards)} shards reached the commit; please report this")
+    rows, shards = int(batch["shard_rows"][0]), set(batch["shard"].tolist())
+    if len(shards) != 1 or len(batch["image_id"]) != max(rows, 1):
+        raise MedFocusError(
+            f"a block of {len(batch['image_id'])} rows of {len(shards)} shards reached the commit in place of a shard's"
+            f" {rows}; nothing of it was written, the same call goes on from here"
+        )
+    batch = {name: column[:rows] for name, column in batch.items()}  # without the blank row of a shard of no rows
     good = well(batch)
     bad = np.setdiff1d(np.arange(rows), good)
     table = _predictions(batch, good, version) if version.classes else _features(batch, good, version)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from stages import torchvision_ops  # noqa: F401  before torchvision
+from medfocus.stages import torchvision_ops  # noqa: F401  before torchvision
 
 # isort: split
 from torchvision import tv_tensors

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from stages import torchvision_ops  # noqa: F401  before sam2
+from medfocus.stages import torchvision_ops  # noqa: F401  before sam2
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from stages.batch import Batch, fail, well, writable
-from stages.prompted_clip import PromptedCLIP
+from medfocus.stages.batch import Batch, fail, well, writable
+from medfocus.stages.prompted_clip import PromptedCLIP
 
 
 class Classify:

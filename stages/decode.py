@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 from PIL import BmpImagePlugin, GifImagePlugin, WebPImagePlugin
 
-from stages import media_types
-from stages.batch import Batch, fail, start, well
-from stages.jpeg import read_jpeg
-from stages.jpeg2000 import read_jpeg_2000
-from stages.media_types import is_dib, media_type_of
-from stages.picture import ImageError, Picture
-from stages.pillow_image import read_image
-from stages.png import read_png
-from stages.tiff import read_tiff
+from medfocus.stages import media_types
+from medfocus.stages.batch import Batch, fail, start, well
+from medfocus.stages.jpeg import read_jpeg
+from medfocus.stages.jpeg2000 import read_jpeg_2000
+from medfocus.stages.media_types import is_dib, media_type_of
+from medfocus.stages.picture import ImageError, Picture
+from medfocus.stages.pillow_image import read_image
+from medfocus.stages.png import read_png
+from medfocus.stages.tiff import read_tiff
 
 __all__ = ["Decode", "media_type_of"]
 

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from stages.augment import View, augment
-from stages.batch import Batch, fail, well, writable
-from stages.masks import cover, decode_mask, square_about
-from stages.tower import ImageTower
+from medfocus.stages.augment import View, augment
+from medfocus.stages.batch import Batch, fail, well, writable
+from medfocus.stages.masks import cover, decode_mask, square_about
+from medfocus.stages.tower import ImageTower
 
 # How much of its side is shown around a region.
 _MARGIN = 0.15

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import imagecodecs
 from PIL import JpegImagePlugin
 
-from stages.picture import ImageError, Picture, Raster, check_size
-from stages.pillow_image import orientation_of, read_image
+from medfocus.stages.picture import ImageError, Picture, Raster, check_size
+from medfocus.stages.pillow_image import orientation_of, read_image
 
 _START_OF_SCAN, _END = b"\xff\xda", b"\xff\xd9"
 # Markers that begin a frame: SOF0 to SOF15 without the tables DHT, JPG and DAC, and JPEG-LS's SOF55.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import imagecodecs
 import numpy as np
 
-from stages.picture import ImageError, Picture, Raster, check_size, rgb_of_cmyk
+from medfocus.stages.picture import ImageError, Picture, Raster, check_size, rgb_of_cmyk
 
 _SIZE = b"\xff\x4f\xff\x51"
 _END = b"\xff\xd9"

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from PIL import Image, ImageChops, ImageFile
 
-from stages.picture import ImageError, Picture, check_size
+from medfocus.stages.picture import ImageError, Picture, check_size
 
 Plugin = Callable[[io.BytesIO], ImageFile.ImageFile]
 

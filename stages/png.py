@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import imagecodecs
 from PIL import PngImagePlugin
 
-from stages.picture import ImageError, Picture, Raster, check_size
-from stages.pillow_image import orientation_of, read_image
+from medfocus.stages.picture import ImageError, Picture, Raster, check_size
+from medfocus.stages.pillow_image import orientation_of, read_image
 
 # Chunks that do not change what is shown here. Pillow refuses files whose texts or profile are long when unpacked.
 _NOTES = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")

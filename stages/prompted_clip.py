@@ -24,8 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stages.prompt_settings import PromptSettings
-from stages.tower import ImageTower, Remembered
+from medfocus.stages.prompt_settings import PromptSettings
+from medfocus.stages.tower import ImageTower, Remembered
 
 FOCUS_EPSILON = 0.01
 # How many times faster the scalars that start at zero learn: few steps must take them to where they matter.

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from stages.batch import Batch, fail, well, writable
-from stages.batched_sam2 import Attended, ImageFeatures, attend_clicks, draw_masks, encode_images
-from stages.masks import bounding_box, encode_mask, main_piece
+from medfocus.stages.batch import Batch, fail, well, writable
+from medfocus.stages.batched_sam2 import Attended, ImageFeatures, attend_clicks, draw_masks, encode_images
+from medfocus.stages.masks import bounding_box, encode_mask, main_piece
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base

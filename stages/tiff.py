@@ -12,11 +12,11 @@ import tifffile
 from PIL import Image, ImageCms, TiffImagePlugin
 from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, TiffFile, TiffPage
 
-from stages.jpeg import frame_of, is_cut
-from stages.jpeg2000 import header_of
-from stages.picture import ImageError, Picture, Raster, check_size, rgb_of_cmyk
-from stages.pillow_image import read_image
-from stages.tiff_pages import main_page
+from medfocus.stages.jpeg import frame_of, is_cut
+from medfocus.stages.jpeg2000 import header_of
+from medfocus.stages.picture import ImageError, Picture, Raster, check_size, rgb_of_cmyk
+from medfocus.stages.pillow_image import read_image
+from medfocus.stages.tiff_pages import main_page
 
 # What tifffile notes of odd tags may quote them, and they may name a patient.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from tifffile import TiffFile, TiffPage
 
-from stages.picture import ImageError
+from medfocus.stages.picture import ImageError
 
 _OLD_SUBFILE = 255
 _OLD_REDUCED = 2

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stages import torchvision_ops  # noqa: F401  before open_clip and timm
+from medfocus.stages import torchvision_ops  # noqa: F401  before open_clip and timm
 
 # isort: split
 from open_clip.timm_model import TimmModel

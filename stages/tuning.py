@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from stages.tower import Remembered
+from medfocus.stages.tower import Remembered
 
 
 class Shown(NamedTuple):

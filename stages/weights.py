@@ -24,7 +24,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from stages import torchvision_ops  # noqa: F401  before sam2 and open_clip
+from medfocus.stages import torchvision_ops  # noqa: F401  before sam2 and open_clip
 
 if TYPE_CHECKING:
     import open_clip

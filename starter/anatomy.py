@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from starter.canvas import Canvas, smooth_field
+from medfocus.starter.canvas import Canvas, smooth_field
 
 MODALITIES = ("radiograph", "CT", "MRI")
 # Brightness on radiograph, CT, T1-weighted MRI and T2-weighted MRI.

@@ -17,16 +17,16 @@ import torch.nn.functional as F
 from PIL import Image
 from scipy.ndimage import binary_dilation
 
-from stages import torchvision_ops  # noqa: F401  before open_clip
+from medfocus.stages import torchvision_ops  # noqa: F401  before open_clip
 
 # isort: split
 from open_clip import ClipLoss
 
-from stages.tower import ImageTower
-from stages.weights import load_clip, load_tokenizer
-from starter.anatomy import MODALITIES, PARTS
-from starter.lesions import CLASSES
-from starter.phantoms import Phantom
+from medfocus.stages.tower import ImageTower
+from medfocus.stages.weights import load_clip, load_tokenizer
+from medfocus.starter.anatomy import MODALITIES, PARTS
+from medfocus.starter.lesions import CLASSES
+from medfocus.starter.phantoms import Phantom
 
 ARCHITECTURE = Path(__file__).parent / "clip"
 # Outputs of the linear head: kinds of lesion and none, parts of the anatomy, machines.

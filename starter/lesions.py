@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.spatial import ConvexHull
 
-from starter.canvas import smooth_field
+from medfocus.starter.canvas import smooth_field
 
 CLASSES = ("solid mass", "ring lesion", "spiculated mass", "calcification cluster")
 

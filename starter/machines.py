@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from starter.canvas import blurred, coordinates, smooth_field
+from medfocus.starter.canvas import blurred, coordinates, smooth_field
 
 SITES = ("north", "south", "harbour", "valley", "hill")
 # Contrast, gamma and noise of each site's machines.

@@ -1,7 +1,7 @@
 """Phantoms: grey images with anatomy, lesions whose kind is the class, and the truth about both.
 
-``python -m starter.phantoms FOLDER`` writes a labelled set. Nothing here is a patient, and nothing learned from it
-is for clinical use.
+``python -m medfocus.starter.phantoms FOLDER`` writes a labelled set. Nothing here is a patient, and nothing learned
+from it is for clinical use.
 """
 
 import argparse
@@ -14,10 +14,10 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageDraw
 
-from starter.anatomy import MODALITIES, ORGANS, Anatomy
-from starter.canvas import smooth_field
-from starter.lesions import CLASSES, draw_lesion
-from starter.machines import SITES, expose
+from medfocus.starter.anatomy import MODALITIES, ORGANS, Anatomy
+from medfocus.starter.canvas import smooth_field
+from medfocus.starter.lesions import CLASSES, draw_lesion
+from medfocus.starter.machines import SITES, expose
 
 Preset = Literal["easy", "hard"]
 PRESETS = ("easy", "hard")
@@ -228,7 +228,7 @@ def write_set(folder: Path, count: int, *, seed: int, preset: str, size: int, st
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m starter.phantoms", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m medfocus.starter.phantoms", description=__doc__)
     parser.add_argument("folder", type=Path, help="where images/, masks/ and labels.csv are written")
     parser.add_argument("--count", type=int, default=400, help="number of phantoms (default: 400)")
     parser.add_argument("--start", type=int, default=0, help="index of the first; sets that do not overlap share none")

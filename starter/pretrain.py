@@ -1,4 +1,4 @@
-"""``python -m starter.pretrain sam2|clip``: train a starter model on phantoms, on CPU or one GPU.
+"""``python -m medfocus.starter.pretrain sam2|clip``: train a starter model on phantoms, on CPU or one GPU.
 
 Phantoms are drawn as they are needed, each once. A checkpoint is written now and then; the same call goes on from it.
 """
@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from starter import clip_recipe, sam2_recipe
-from starter.phantoms import PRESETS, Phantom, draw
+from medfocus.starter import clip_recipe, sam2_recipe
+from medfocus.starter.phantoms import PRESETS, Phantom, draw
 
 RECIPES = {"sam2": sam2_recipe, "clip": clip_recipe}
 FILES = {"sam2": "model.safetensors", "clip": "open_clip_model.safetensors"}
@@ -111,7 +111,7 @@ def _resume(path: Path, recipe: Any, optimizer: torch.optim.Optimizer) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m starter.pretrain", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m medfocus.starter.pretrain", description=__doc__)
     parser.add_argument("model", choices=sorted(RECIPES))
     parser.add_argument("--steps", type=int, required=True, help="steps in all")
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights and the checkpoint")

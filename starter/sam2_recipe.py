@@ -19,10 +19,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from stages.batched_sam2 import ImageFeatures, decode_prompts, encode_images
-from stages.weights import VIDEO_PARTS, load_sam2
-from starter.anatomy import PARTS
-from starter.phantoms import Phantom
+from medfocus.stages.batched_sam2 import ImageFeatures, decode_prompts, encode_images
+from medfocus.stages.weights import VIDEO_PARTS, load_sam2
+from medfocus.starter.anatomy import PARTS
+from medfocus.starter.phantoms import Phantom
 
 ARCHITECTURE = Path(__file__).parent / "sam2"
 TARGETS_PER_IMAGE = 4

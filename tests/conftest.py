@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages import torchvision_ops  # noqa: F401  before any test imports sam2 or open_clip
+from medfocus.stages import torchvision_ops  # noqa: F401  before any test imports sam2 or open_clip
 from tests import servers
 
 REPOSITORY = Path(__file__).parents[1]
@@ -25,6 +25,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=REPOSITORY.parent / "shared" / "data" / "brain_tumor_mri",
         help="folder with train/ and test/ of real MRI slices, a folder a class",
     )
+    parser.addoption(
+        "--label-files",
+        type=Path,
+        default=REPOSITORY.parent / "shared" / "field" / "labels",
+        help="folder of label files as spreadsheets write them, with their images in in/: 0.png to 3.png, malignant and"
+        " benign by turns, of patients P0 to P3",
+    )
 
 
 @pytest.fixture(scope="session")
@@ -36,10 +43,18 @@ def brain_mri(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture(scope="session")
+def label_files(request: pytest.FixtureRequest) -> Path:
+    folder = request.config.getoption("--label-files")
+    if not folder.is_dir():
+        pytest.skip(f"label files of spreadsheets are not at {folder}; give their folder with --label-files")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def starter_sam2():
-    from pipeline import checkpoints
-    from pipeline.config import Config
-    from stages.weights import load_sam2
+    from medfocus.pipeline import checkpoints
+    from medfocus.pipeline.config import Config
+    from medfocus.stages.weights import load_sam2
 
     source = checkpoints.resolve_sam2(Config().segment, Config().storage)
     return load_sam2(source.model, source.checkpoint)
@@ -47,9 +62,9 @@ def starter_sam2():
 
 @pytest.fixture(scope="session")
 def starter_clip():
-    from pipeline import checkpoints
-    from pipeline.config import Config
-    from stages.weights import load_clip
+    from medfocus.pipeline import checkpoints
+    from medfocus.pipeline.config import Config
+    from medfocus.stages.weights import load_clip
 
     source = checkpoints.resolve_clip(Config().clip, Config().storage)
     return load_clip(source.model, source.checkpoint)
@@ -57,9 +72,9 @@ def starter_clip():
 
 @pytest.fixture(scope="session")
 def starter_tokenizer():
-    from pipeline import checkpoints
-    from pipeline.config import Config
-    from stages.weights import load_tokenizer
+    from medfocus.pipeline import checkpoints
+    from medfocus.pipeline.config import Config
+    from medfocus.stages.weights import load_tokenizer
 
     return load_tokenizer(checkpoints.resolve_clip(Config().clip, Config().storage).model)
 
@@ -129,10 +144,31 @@ def mlflow_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """One local Ray for the tests of a process that stream."""
-    from cluster.connect import connected
+    from medfocus.cluster.connect import connected
 
     with connected(None, os.cpu_count()):
         yield
+
+
+@pytest.fixture
+def plain_user(tmp_path: Path) -> Iterator[None]:
+    """The test runs without root's right to read everything; what is below its folder belongs to it."""
+    if os.geteuid():
+        yield
+        return
+    modes = {folder: folder.stat().st_mode for folder in tmp_path.parents}
+    closed = {folder: mode for folder, mode in modes.items() if mode & 0o055 != 0o055}
+    for folder, mode in closed.items():
+        folder.chmod(mode | 0o055)
+    for path in (tmp_path, *tmp_path.rglob("*")):
+        os.chown(path, 65534, 65534, follow_symlinks=False)
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        for folder, mode in closed.items():
+            folder.chmod(mode)
 
 
 def png(pixels: np.ndarray) -> bytes:

@@ -22,9 +22,9 @@ from benchmarks.fewshot.examples import Examples
 from benchmarks.fewshot.methods import ANCHOR, Method, Task, all_methods
 from benchmarks.fewshot.prepare import Backbone, Data, prepare, write_labels
 from benchmarks.fewshot.protocol import Budget, cross_fitted_temperature, judge
-from cluster.connect import connected
-from pipeline import tracking
-from pipeline.config import Config, load_config
+from medfocus.cluster.connect import connected
+from medfocus.pipeline import tracking
+from medfocus.pipeline.config import Config, load_config
 
 SHARES = ("5%", "10%", "20%", "50%", "100%")
 SHOTS = ("1 shots", "2 shots", "4 shots", "8 shots", "16 shots", "16 shots, natural")

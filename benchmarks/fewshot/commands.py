@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline import evaluate, records, score, train
-from pipeline.commit import FEATURES, RUN_FILE
-from pipeline.config import Config
+from medfocus.pipeline import evaluate, records, score, train
+from medfocus.pipeline.commit import FEATURES, RUN_FILE
+from medfocus.pipeline.config import Config
 
 
 def by_commands(folder: Path, config: Config, drawn: Collection[str]) -> dict[str, Any]:

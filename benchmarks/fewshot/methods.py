@@ -16,10 +16,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks.fewshot.examples import Examples
-from stages.prompt_settings import PromptSettings
-from stages.prompted_clip import PromptedCLIP
-from stages.tower import Remembered
-from stages.tuning import Shown, anneal, train_epoch
+from medfocus.stages.prompt_settings import PromptSettings
+from medfocus.stages.prompted_clip import PromptedCLIP
+from medfocus.stages.tower import Remembered
+from medfocus.stages.tuning import Shown, anneal, train_epoch
 
 # Only where its features are there.
 ANCHOR = "linear probe, EfficientNet-Lite0 of ImageNet"

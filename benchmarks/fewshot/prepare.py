@@ -16,13 +16,13 @@ from PIL import Image
 
 from benchmarks.fewshot import anchor
 from benchmarks.fewshot.examples import Examples
-from pipeline import checkpoints, embed, pack
-from pipeline.config import Config
-from stages.decode import Decode
-from stages.embed import Embed
-from stages.masks import bounding_box, cover, decode_mask, encode_mask, main_piece, square_about
-from stages.tower import ImageTower
-from stages.weights import load_clip, load_tokenizer
+from medfocus.pipeline import checkpoints, embed, pack
+from medfocus.pipeline.config import Config
+from medfocus.stages.decode import Decode
+from medfocus.stages.embed import Embed
+from medfocus.stages.masks import bounding_box, cover, decode_mask, encode_mask, main_piece, square_about
+from medfocus.stages.tower import ImageTower
+from medfocus.stages.weights import load_clip, load_tokenizer
 
 # Of neither training, demo nor the starter's own benchmark.
 SEED = 3_000_000
@@ -69,7 +69,7 @@ def prepare(data: str, config: Config, backbone: Backbone, folder: Path) -> Data
         if preset != data:
             images = folder / part
             draw = ["--start", str(start), "--count", str(count), "--preset", preset, "--seed", str(SEED)]
-            execute([sys.executable, "-m", "starter.phantoms", str(images), *draw], check=True)
+            execute([sys.executable, "-m", "medfocus.starter.phantoms", str(images), *draw], check=True)
             source, labels, masks = images / "images", str(images / "labels.csv"), images / "masks"
         else:
             source, labels, masks = Path(data) / part, None, None

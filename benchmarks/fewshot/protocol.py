@@ -10,8 +10,8 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from benchmarks.fewshot.examples import Examples
 from benchmarks.fewshot.methods import Method, Task
-from pipeline.calibration import fit_temperature
-from pipeline.metrics import Judged, measure
+from medfocus.pipeline.calibration import fit_temperature
+from medfocus.pipeline.metrics import Judged, measure
 
 FOLDS = 3
 

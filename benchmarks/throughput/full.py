@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.features import CLIP, CUT, SAM2
-from stages.weights import load_clip, load_sam2
+from medfocus.stages.weights import load_clip, load_sam2
 
 
 def write_full_size(folder: Path) -> list[str]:

@@ -22,11 +22,11 @@ import torch
 
 from benchmarks.starter import automatic_generator, best_union, fit_to
 from benchmarks.throughput.work import ROWS_PER_SHARD, Stages, Work, actors
-from pipeline.actors import ENVIRONMENT
-from stages.batch import Batch
-from stages.batched_sam2 import ImageFeatures
-from stages.masks import bounding_box, encode_mask, main_piece
-from stages.segment import Candidates, Segment
+from medfocus.pipeline.actors import ENVIRONMENT
+from medfocus.stages.batch import Batch
+from medfocus.stages.batched_sam2 import ImageFeatures
+from medfocus.stages.masks import bounding_box, encode_mask, main_piece
+from medfocus.stages.segment import Candidates, Segment
 
 # Columns that every way gives.
 KEPT = ("image_id", "mask_counts", "height", "width", "label")

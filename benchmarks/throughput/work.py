@@ -11,15 +11,15 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks.untrained import untrained
-from cluster.connect import connected
-from cluster.resources import plan
-from pipeline import pack
-from pipeline.actors import load_embed, load_segment
-from pipeline.config import Config, load_config
-from pipeline.models import load_model
-from stages.batch import Batch
-from stages.decode import Decode
-from starter.phantoms import CLASSES, write_set
+from medfocus.cluster.connect import connected
+from medfocus.cluster.resources import plan
+from medfocus.pipeline import pack
+from medfocus.pipeline.actors import load_embed, load_segment
+from medfocus.pipeline.config import Config, load_config
+from medfocus.pipeline.models import load_model
+from medfocus.stages.batch import Batch
+from medfocus.stages.decode import Decode
+from medfocus.starter.phantoms import CLASSES, write_set
 
 SEED, ROWS_PER_SHARD = 7_000_000, 16
 

@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.control import UNFINISHED, prepare, settings
 from benchmarks.nothing import NoModels
-from pipeline import flow, score
+from medfocus.pipeline import flow, score
 
 
 def test_a_run_goes_on_in_several_plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_session: None) -> None:

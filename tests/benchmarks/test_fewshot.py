@@ -13,8 +13,8 @@ from benchmarks.fewshot.examples import Examples
 from benchmarks.fewshot.methods import ANCHOR, PromptTuning, Task, all_methods
 from benchmarks.fewshot.prepare import Data, _embed, _lower, crop, examples, lay_over
 from benchmarks.fewshot.protocol import Budget
-from stages.tower import ImageTower
-from starter.phantoms import CLASSES, draw
+from medfocus.stages.tower import ImageTower
+from medfocus.starter.phantoms import CLASSES, draw
 
 LABELS = [name for name, count in (("a", 40), ("b", 20), ("c", 7)) for _ in range(count)]
 PATIENTS = [f"P{row // 3}" for row in range(len(LABELS))]

@@ -8,7 +8,7 @@ from ray.cluster_utils import Cluster
 # Four workers are idle for four seconds, on one CPU, for which Ray keeps one.
 IDLE = """
 import os, time
-from cluster.connect import connected
+from medfocus.cluster.connect import connected
 with connected(None, 1):
     import ray
     def work():
@@ -20,7 +20,9 @@ with connected(None, 1):
     time.sleep(4)
     print(first == workers())
 """
-CONNECT = "from cluster.connect import connected\nwith connected(None, None) as held: print('CPUs', held['CPU'])"
+CONNECT = (
+    "from medfocus.cluster.connect import connected\nwith connected(None, None) as held: print('CPUs', held['CPU'])"
+)
 
 
 def cpus(**environment: str) -> str:

@@ -5,7 +5,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.resources import plan, training_share
+from medfocus.cluster.resources import plan, training_share
 
 
 @given(cpus=st.integers(1, 512), gpus=st.integers(0, 64))

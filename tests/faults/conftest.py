@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline import embed, pack, train
-from pipeline.config import load_config
+from medfocus.pipeline import embed, pack, train
+from medfocus.pipeline.config import load_config
 from tests.faults.injection import Scoring
 
 COUNT, ROWS_PER_SHARD = 48, 6
@@ -19,7 +19,7 @@ SETTINGS = ["segment.points_per_side=2", "score.max_quarantined=0.5"]
 def archive(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> SimpleNamespace:
     """Phantoms in eight shards and a model trained on them; nothing is scored yet."""
     root = tmp_path_factory.mktemp("faults")
-    subprocess.run([sys.executable, "-m", "starter.phantoms", str(root), "--count", str(COUNT)], check=True)
+    subprocess.run([sys.executable, "-m", "medfocus.starter.phantoms", str(root), "--count", str(COUNT)], check=True)
     settings = [*SETTINGS, f"work={root / 'work'}", f"pack.rows_per_shard={ROWS_PER_SHARD}", "train.epochs=2"]
     config = load_config(None, settings)
     pack.run(config, str(root / "images"), str(root / "shards"), str(root / "labels.csv"))

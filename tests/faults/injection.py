@@ -23,8 +23,8 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 
-from pipeline.config import StorageSection
-from pipeline.storage import locate
+from medfocus.pipeline.config import StorageSection
+from medfocus.pipeline.storage import locate
 
 HOOKS = Path(__file__).parent / "hooks"
 # Longest time that a run may take before a test gives it up.
@@ -44,7 +44,7 @@ class Scoring:
     def start(self, *more: str) -> subprocess.Popen[str]:
         """The command in a process group of its own, which takes its Ray with it."""
         settings = [part for setting in self.settings for part in ("--set", setting)]
-        command = [sys.executable, "-m", "pipeline", "score", self.shards, self.out, "--model", self.model]
+        command = [sys.executable, "-m", "medfocus", "score", self.shards, self.out, "--model", self.model]
         path = os.pathsep.join([str(HOOKS), os.environ.get("PYTHONPATH", "")])
         return subprocess.Popen(
             [*command, *settings, *more, "--json"],
@@ -73,8 +73,8 @@ def ended(process: subprocess.Popen[str], code: int = 0) -> dict[str, Any]:
     """The result of a command that must end with an exit code."""
     out, told = process.communicate(timeout=_PATIENCE)
     assert process.returncode == code, f"exit {process.returncode}: {told[-2000:]}"
-    lines = out.splitlines()
-    return {**(json.loads(lines[-1]) if lines else {}), "stderr": told}
+    result = json.loads(out.splitlines()[-1]) if code in (0, 3) else {}
+    return {**result, "stderr": told}
 
 
 def kill(process: subprocess.Popen[str]) -> None:
@@ -188,6 +188,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
+            with self.server.lock:
+                self.server.bytes_sent += len(content)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: what fails here is meant to."""
@@ -202,7 +204,8 @@ _HOP_BY_HOP = {"connection", "transfer-encoding", "content-length", "server", "d
 class Proxy(ThreadingHTTPServer):
     """A proxy before an S3 server that fails a share of requests: 503 SlowDown, 500, a reset, or a second late.
 
-    With ``expired`` set, credentials are refused as those that have expired, whatever is asked.
+    ``bytes_sent`` counts the content of its answers. With ``expired`` set, credentials are refused as those that have
+    expired, whatever is asked.
     """
 
     daemon_threads = True
@@ -213,6 +216,7 @@ class Proxy(ThreadingHTTPServer):
         self.dice, self.lock = random.Random(seed), threading.Lock()
         self.expired = False
         self.faults: Counter[str] = Counter()
+        self.bytes_sent = 0
 
     def roll(self) -> str:
         """The fault of the next request; empty for none."""

@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 from ray.cluster_utils import Cluster
 
-from pipeline import pack, quarantine
-from pipeline.config import StorageSection
-from pipeline.storage import locate
+from medfocus.pipeline import pack, quarantine
+from medfocus.pipeline.config import StorageSection
+from medfocus.pipeline.storage import locate
 from tests.faults.injection import ALL_WELL, Scoring, account, ended, failing_s3, kill, wait_until
 
 pytestmark = pytest.mark.faults
@@ -40,7 +40,7 @@ def poisoned(good: bytes) -> dict[str, tuple[bytes, str]]:
     grey.save(jpeg, "JPEG")
     middle = len(good) // 2
     return {
-        "bad-empty.png": (b"", "EmptyImage"),
+        "bad-byte.png": (b"\0", "Undecodable"),
         "bad-header.png": (good[:20], "Truncated"),
         "bad-cut.png": (good[:middle], "Truncated"),
         "bad-flipped.png": (good[:middle] + bytes(64) + good[middle + 64 :], "Undecodable"),

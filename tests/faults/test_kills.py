@@ -48,7 +48,7 @@ def test_a_node_is_killed(archive: SimpleNamespace, undisturbed: dict, scoring: 
     try:
         nodes = [cluster.add_node(num_cpus=2) for _ in range(2)]
         cluster.wait_for_nodes()
-        scoring.settings.append(f"cluster.address={cluster.address}")
+        scoring.settings += [f"cluster.address={cluster.address}", "storage.shared=true"]
         process = scoring.start()
         wait_until(lambda: scoring.parts() >= 1, process)
         cluster.remove_node(nodes[0], allow_graceful=False)

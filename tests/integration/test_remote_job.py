@@ -13,15 +13,15 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import cli
-from pipeline.config import StorageSection
-from pipeline.storage import locate
+from medfocus.pipeline import cli
+from medfocus.pipeline.config import StorageSection
+from medfocus.pipeline.storage import locate
 
 SETTINGS = ["--set", "segment.points_per_side=2", "--set", "train.epochs=2", "--set", "evaluate.resamples=50"]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pipeline", *arguments]
+    command = [sys.executable, "-m", "medfocus", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
@@ -102,7 +102,9 @@ def test_real_images_from_folder_to_metrics(
 @pytest.fixture
 def few(tmp_path: Path) -> Path:
     """Two phantoms of each class, with labels."""
-    subprocess.run([sys.executable, "-m", "starter.phantoms", str(tmp_path / "few"), "--count", "8"], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "medfocus.starter.phantoms", str(tmp_path / "few"), "--count", "8"], check=True
+    )
     return tmp_path / "few"
 
 
@@ -202,6 +204,6 @@ def test_help_names_every_command_and_its_keys() -> None:
     for name in ("pack", "embed", "train", "score", "evaluate", "doctor", "demo", "not for clinical use"):
         assert name in ended.stdout
     ended = subprocess.run(
-        [sys.executable, "-m", "pipeline", "embed", "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "medfocus", "embed", "--help"], capture_output=True, text=True, check=True
     )
     assert "segment.points_per_side [10]" in ended.stdout and "train.epochs" not in ended.stdout

@@ -15,7 +15,7 @@ COUNT = 48
 
 
 def call(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "pipeline", *arguments, "--json"]
+    return [sys.executable, "-m", "medfocus", *arguments, "--json"]
 
 
 def result(*arguments: str) -> dict:
@@ -41,7 +41,7 @@ def killed(arguments: list[str], moment: Callable[[], bool]) -> None:
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("resume")
-    subprocess.run([sys.executable, "-m", "starter.phantoms", str(root), "--count", str(COUNT)], check=True)
+    subprocess.run([sys.executable, "-m", "medfocus.starter.phantoms", str(root), "--count", str(COUNT)], check=True)
     result("pack", str(root / "images"), str(root / "shards"), "--labels", str(root / "labels.csv"), *settings(root))
     return root
 

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax, softmax
 
-from pipeline.calibration import NOTHING, calibrate, fit_temperature, fit_threshold
+from medfocus.pipeline.calibration import NOTHING, calibrate, fit_temperature, fit_threshold
 
 
 def sampled(seed: int, rows: int = 3000, classes: int = 4) -> tuple[np.ndarray, np.ndarray]:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from pipeline.config import Config, documented_keys, load_config
-from pipeline.errors import UsageError
+from medfocus.pipeline.config import Config, documented_keys, load_config
+from medfocus.pipeline.errors import UsageError
 
 KEYS = list(documented_keys())
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import doctor
-from pipeline.config import StorageSection, load_config
-from pipeline.errors import MedFocusError
-from pipeline.storage import locate
-from stages.weights import file_sha256
+from medfocus.pipeline import doctor
+from medfocus.pipeline.config import StorageSection, load_config
+from medfocus.pipeline.errors import MedFocusError
+from medfocus.pipeline.storage import locate
+from medfocus.stages.weights import file_sha256
 from tests import servers
 
 CHECKS = ["python", "torch", "torchvision", "ray", "storage", "mlflow", "sam2 weights", "clip weights", "disk"]
@@ -94,7 +94,7 @@ def test_a_library_that_cannot_be_imported_is_one_wrong_line(tmp_path: Path) -> 
 
 
 def called(work: Path, setting: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pipeline", "doctor", "--set", f"work={work}", "--set", setting]
+    command = [sys.executable, "-m", "medfocus", "doctor", "--set", f"work={work}", "--set", setting]
     path = os.pathsep.join(filter(None, [environment.pop("PYTHONPATH", ""), str(Path.cwd())]))
     surroundings = {**os.environ, **environment, "PYTHONPATH": path}
     ended = subprocess.run(command, capture_output=True, text=True, env=surroundings, timeout=120)

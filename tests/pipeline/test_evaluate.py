@@ -1,5 +1,6 @@
 """Evaluation of predictions written here, so that what it must find is known."""
 
+import csv
 import hashlib
 import io
 import json
@@ -16,12 +17,12 @@ import pytest
 from PIL import Image
 from sklearn.metrics import accuracy_score, recall_score, roc_auc_score
 
-from pipeline import evaluate, records
-from pipeline.commit import PREDICTIONS, Output
-from pipeline.config import Config, StorageSection, load_config
-from pipeline.errors import UsageError
-from pipeline.manifest import Manifest, ShardEntry, write_manifest
-from pipeline.storage import locate
+from medfocus.pipeline import evaluate, records
+from medfocus.pipeline.commit import PREDICTIONS, Output
+from medfocus.pipeline.config import Config, StorageSection, load_config
+from medfocus.pipeline.errors import UsageError
+from medfocus.pipeline.manifest import Manifest, ShardEntry, write_manifest
+from medfocus.pipeline.storage import locate
 
 CLASSES = ("cyst", "ring lesion", "solid mass")
 
@@ -191,6 +192,49 @@ def test_images_of_a_patient_are_one_draw(config: Config, out: str, tmp_path: Pa
     assert 2.0 < widths[1] / widths[0] < 5.0
 
 
+@pytest.mark.parametrize(
+    ("known", "drawn", "told"),
+    [
+        (lambda row: True, "by patient", None),
+        (lambda row: False, "by image", "no patient_id: images of one patient may be on both sides"),
+        (
+            lambda row: row % 3 != 1,
+            "by patient where known",
+            "no patient_id for 30 of 90 images: images of one patient",
+        ),
+    ],
+)
+def test_what_intervals_are_drawn_by_is_said_with_every_figure(
+    config: Config,
+    out: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    known: Callable[[int], bool],
+    drawn: str,
+    told: str | None,
+) -> None:
+    """One site has no patient in the last case, the other is known whole."""
+    rows = [row if known(index) else row | {"patient_id": None} for index, row in enumerate(archive())]
+    write_predictions(out, [rows[:50], rows[50:]])
+    with caplog.at_level(logging.INFO):
+        found = evaluate.run(config, out, write_csv(tmp_path / "labels.csv", rows))
+    assert found["intervals"] == drawn
+    assert found["rows_without_patient"] == sum(not known(index) for index in range(90))
+    by_site = "by image" if not known(1) else "by patient", "by image" if not known(2) else "by patient"
+    assert (found["site_intervals"]["north"], found["site_intervals"]["south"]) == by_site
+    run = mlflow.get_run(found["mlflow_run_id"])
+    assert run.data.tags["medfocus.intervals"] == drawn
+    assert run.data.metrics["rows_without_patient"] == found["rows_without_patient"]
+    kept = Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, dst_path=str(tmp_path)))
+    result = json.loads((kept / "metrics.json").read_text())
+    assert (result["intervals"], result["site_intervals"]) == (drawn, found["site_intervals"])
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert [message.startswith(told) for message in warnings] == [True] if told else not warnings
+    assert f"95 % interval {drawn}" in caplog.text
+    sites = [record for record in caplog.records if record.getMessage().startswith("site ")]
+    assert [record.fields["intervals"] for record in sites] == list(by_site)
+
+
 def test_a_shard_all_in_quarantine_is_no_obstacle(config: Config, out: str, tmp_path: Path) -> None:
     rows = archive(30)
     write_predictions(out, [[], rows], quarantined=5)
@@ -296,14 +340,18 @@ def test_predictions_that_are_not_there_are_told(config: Config, out: str, tmp_p
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ("image_id,label\nimage-0.png,tumour\n", "label tumour is no class of the model (cyst, ring lesion,"),
+        ("image_id,label\nimage-0.png,tumour\n", "label 'tumour' is no class of the model ('cyst', 'ring lesion',"),
+        ("image_id,label\nimage-0.png,Cyst\n", "label 'Cyst' is no class of the model, though it looks like 'cyst'"),
+        (
+            "image_id,label\nimage-0.png,\u0441yst\n",  # a Cyrillic letter
+            r"label '\u0441yst' is no class of the model, though it looks like 'cyst'",
+        ),
         ("image_id,label\nPATIENT-9.png,cyst\n", "names none of the predicted images"),
         ("image_id,label\nimage-0.png,\n", "holds no label"),
-        ("name,label\nimage-0.png,cyst\n", "needs the columns image_id (or file) and label"),
-        ("image_id,label\nimage-0.png,cyst\nPATIENT-9.png,cyst,x\n", "not a CSV file (Expected 2 columns, got 3)"),
-        ("image_id,label\nimage-0.png,cyst\nimage-0.png,solid mass\n", "gives one image two labels"),
-        ("", "not a CSV file"),
-        (b"image_id,label\nimage-0.png,\xff\xfe\n", "not a CSV file"),
+        ("name,label\nimage-0.png,cyst\n", "the header must name file (or image_id) and label"),
+        ("image_id,label\nimage-0.png,cyst\nPATIENT-9.png,cyst,x\n", "line 3 has 3 values, the header has 2"),
+        ("", "column file is missing"),
+        (b"image_id,label\nimage-0.png,\xff\xc3\xa9\n", "line 2 is not UTF-8, though others are"),
         (None, "neither shards nor a label file"),
     ],
 )
@@ -316,6 +364,44 @@ def test_labels_that_do_not_serve_are_one_clear_line(
         labels.write_bytes(content if isinstance(content, bytes) else content.encode())
     message = refused(config, out, str(labels), told)
     assert message.startswith(str(labels)) and "PATIENT" not in message and "image-0" not in message
+
+
+def test_two_labels_of_an_image_name_it(config: Config, out: str, tmp_path: Path) -> None:
+    """Whoever has to choose between two lines needs to know of which image."""
+    write_predictions(out, [archive()])
+    labels = tmp_path / "labels.csv"
+    labels.write_text("image_id,label\nimage-0.png,cyst\nimage-0,solid mass\n")
+    refused(config, out, str(labels), "lines 2 and 3 give two labels to image-0.png")
+
+
+def test_classes_that_differ_by_blanks_form_or_zeros_are_one(config: Config, out: str, tmp_path: Path) -> None:
+    """On either side: an older model may have a class with a blank at its end."""
+    names = ("cafe\u0301 ", "1.0", "x  y")
+    rows = [
+        row | {"truth": names[index % 3], "label": names[0], "probabilities": [0.6, 0.2, 0.2]}
+        for index, row in enumerate(archive(9))
+    ]
+    write_predictions(out, [rows], [names])
+    labels = tmp_path / "labels.csv"
+    spelled = ("caf\u00e9", "1", "\u00a0x y")
+    lines = [f"{row['image_id'].upper()};{spelled[index % 3]}" for index, row in enumerate(rows)]
+    labels.write_bytes("\r".join(["FILE;Label", *lines]).encode("utf-16"))
+    found = evaluate.run(config, out, str(labels))
+    assert found["rows"] == 9 and found["accuracy"] == pytest.approx(1 / 3)
+    assert evaluate.run(config, out, write_shards(str(tmp_path / "shards"), rows))["metrics"] == found["metrics"]
+
+
+def test_a_large_file_with_reports_of_several_lines_is_read(config: Config, out: str, tmp_path: Path) -> None:
+    rows = archive()
+    write_predictions(out, [rows])
+    report = 'Findings:\n"none", ' * 20
+    with (tmp_path / "labels.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "report", "label"])
+        writer.writerows([f"other-{index}.png", report, "cyst"] for index in range(30_000))
+        writer.writerows([row["image_id"], report, row["truth"]] for row in rows)
+    found = evaluate.run(config, out, str(tmp_path / "labels.csv"))
+    assert (found["rows"], found["unpredicted"]) == (len(rows), 30_000)
 
 
 def test_shards_without_a_label_column_are_named(config: Config, out: str, tmp_path: Path) -> None:

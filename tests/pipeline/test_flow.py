@@ -3,9 +3,32 @@ from pathlib import Path
 import pytest
 import ray
 
-from cluster.resources import plan
-from pipeline.actors import ENVIRONMENT
-from pipeline.flow import _actors
+from medfocus.cluster.resources import plan
+from medfocus.pipeline.actors import ENVIRONMENT
+from medfocus.pipeline.errors import MedFocusError
+from medfocus.pipeline.flow import _actors, _check_quarantined
+from medfocus.pipeline.logs import Progress
+
+
+def far(quarantined: int, rows: int) -> Progress:
+    """Progress of a run over so many rows."""
+    shown = Progress("score", 10 * rows, 0, lambda _: None)
+    shown.add(rows, quarantined)
+    return shown
+
+
+@pytest.mark.parametrize(
+    ("quarantined", "rows", "allowed"), [(31, 31, 0.0), (32, 32, 0.9), (70, 1000, 0.05), (5, 9, 0.5)]
+)
+def test_a_share_that_chance_explains_lets_a_run_go_on(quarantined: int, rows: int, allowed: float) -> None:
+    _check_quarantined(far(quarantined, rows), allowed)
+
+
+@pytest.mark.parametrize(("quarantined", "rows", "allowed"), [(32, 200, 0.0), (64, 64, 0.5), (120, 1000, 0.05)])
+def test_more_in_quarantine_than_chance_explains_ends_a_run(quarantined: int, rows: int, allowed: float) -> None:
+    with pytest.raises(MedFocusError, match=f"{quarantined} of the first {rows} rows are in quarantine"):
+        _check_quarantined(far(quarantined, rows), allowed)
+
 
 BEGUN_WITH = Path("/proc/self/environ")
 

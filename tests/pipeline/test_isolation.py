@@ -6,9 +6,9 @@ import ray
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.isolation import FAILURE, GROUP, Isolation, Journal, open_journal
-from pipeline.storage import AccessError, StorageError
-from stages.batch import start, well
+from medfocus.pipeline.isolation import FAILURE, GROUP, Isolation, Journal, open_journal
+from medfocus.pipeline.storage import AccessError, StorageError
+from medfocus.stages.batch import start, well
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,12 @@ def test_what_is_of_the_moment_fails_the_shard_and_no_row(isolation: Isolation, 
     assert len(out[FAILURE]) == 40 and all(out[FAILURE]) and not len(well(out)) and not out["doubled"].any()
     passed = Doubling({})
     assert not len(well(isolation(passed, out))) and passed.calls == 1  # later stages pass it by
+
+
+@pytest.mark.parametrize("message", ["CUDA out of memory. Tried to allocate 2 GiB", "CUDA error: out of memory"])
+def test_memory_of_a_device_that_is_short_fails_the_shard_and_no_row(isolation: Isolation, message: str) -> None:
+    out = isolation(Doubling({5: RuntimeError(message)}), rows(40))
+    assert all(out[FAILURE]) and set(out["message"]) == {"its shard could not be finished"}
 
 
 def test_access_that_is_gone_ends_the_run(isolation: Isolation) -> None:

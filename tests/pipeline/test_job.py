@@ -1,6 +1,7 @@
 """The whole job in this process on local folders: what is written, and what a second call does."""
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -14,18 +15,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pipeline import embed, evaluate, pack, records, score, train
-from pipeline.config import Config, load_config
-from pipeline.errors import MedFocusError, TooManyQuarantined, UsageError
-from pipeline.manifest import read_manifest
-from pipeline.models import resolve_model
-from pipeline.storage import locate
-from stages.classify import Classify
-from stages.decode import Decode
-from stages.embed import Embed
-from stages.masks import decode_mask
-from stages.prompted_clip import PromptedCLIP
-from stages.segment import Segment
+from medfocus.pipeline import embed, evaluate, pack, records, score, train
+from medfocus.pipeline.config import Config, load_config
+from medfocus.pipeline.errors import MedFocusError, TooManyQuarantined, UsageError
+from medfocus.pipeline.manifest import read_manifest
+from medfocus.pipeline.models import resolve_model
+from medfocus.pipeline.storage import locate
+from medfocus.stages.classify import Classify
+from medfocus.stages.decode import Decode
+from medfocus.stages.embed import Embed
+from medfocus.stages.masks import decode_mask
+from medfocus.stages.prompted_clip import PromptedCLIP
+from medfocus.stages.segment import Segment
 
 COUNT, BAD = 48, 3
 
@@ -38,9 +39,9 @@ def rows_of(folder: Path) -> list[dict]:
 def job(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> SimpleNamespace:
     """Phantoms and three bad images, packed, embedded, trained on, scored and evaluated."""
     root = tmp_path_factory.mktemp("job")
-    command = [sys.executable, "-m", "starter.phantoms", str(root), "--count", str(COUNT)]
+    command = [sys.executable, "-m", "medfocus.starter.phantoms", str(root), "--count", str(COUNT)]
     subprocess.run(command, check=True)
-    (root / "images" / "zero.png").write_bytes(b"")
+    (root / "images" / "zero.png").write_bytes(b"\0")
     (root / "images" / "cut.png").write_bytes((root / "images" / "000000.png").read_bytes()[:500])
     (root / "images" / "text.jpg").write_bytes(b"this is no image")
     with (root / "labels.csv").open("a") as labels:
@@ -77,7 +78,7 @@ def test_every_image_is_in_predictions_or_quarantine_once(job: SimpleNamespace) 
     ids = [row["image_id"] for row in predicted + refused]
     assert sorted(ids) == sorted(path.name for path in (job.root / "images").iterdir())
     assert {row["image_id"]: row["error"] for row in refused} == {
-        "zero.png": "EmptyImage",
+        "zero.png": "Undecodable",
         "cut.png": "Truncated",
         "text.jpg": "Undecodable",
     }
@@ -233,6 +234,95 @@ def test_too_many_in_quarantine_is_told_with_the_result(job: SimpleNamespace) ->
     assert caught.value.result["quarantined"] == BAD and caught.value.exit_code == 3
 
 
+def test_a_run_of_which_all_is_quarantined_stops_early(job: SimpleNamespace, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for number in range(400):
+        (tmp_path / "images" / f"{number}.png").write_bytes(b"this is no image")
+    config = load_config(None, [f"work={job.root / 'work'}", "pack.rows_per_shard=4", "segment.points_per_side=2"])
+    pack.run(config, str(tmp_path / "images"), str(tmp_path / "shards"), None)
+    out = tmp_path / "out"
+    with pytest.raises(MedFocusError, match=r"stopped early: .* --retry-quarantined, or raise score.max_quarantined"):
+        score.run(config, str(tmp_path / "shards"), str(out), job.trained["model_uri"])
+    assert 32 <= len(rows_of(out / "quarantine")) < 400
+    assert not json.loads((out / "run.json").read_text())["finished"]
+
+
+def test_a_model_says_that_its_rows_were_held_out_by_patient(job: SimpleNamespace) -> None:
+    told = job.trained
+    assert (told["held_out"], told["held_out_groups"], told["rows_without_patient"]) == ("by patient", COUNT // 4, 0)
+    assert mlflow.get_run(told["mlflow_run_id"]).data.tags["medfocus.held_out"] == "by patient"
+    version = mlflow.MlflowClient().get_model_version("phantoms", "1")
+    assert version.tags["medfocus.held_out"] == "by patient" and "48 rows of 12 patients" in version.description
+    assert job.evaluated["intervals"] == "by patient"
+
+
+def without_patients(job: SimpleNamespace, folder: Path, hidden: int) -> Path:
+    """The job's features with no ``patient_id`` in the first files."""
+    shutil.copytree(job.paths.features, folder)
+    for file in sorted((folder / "features").glob("*.parquet"))[:hidden]:
+        table = pq.read_table(file)
+        place, field = table.schema.get_field_index("patient_id"), table.schema.field("patient_id")
+        pq.write_table(table.set_column(place, field, pa.nulls(len(table), field.type)), file)
+    return folder
+
+
+def test_training_without_patients_says_so_wherever_its_figures_are(
+    job: SimpleNamespace, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    features = without_patients(job, tmp_path / "features", 3)
+    short = job.config.model_copy(update={"train": job.config.train.model_copy(update={"epochs": 1})})
+    with caplog.at_level(logging.WARNING, "medfocus"):
+        told = train.run(short, str(features), "no-patients")
+    sentence = "no patient_id: images of one patient may be on both sides, held-out figures are likely optimistic"
+    (warning,) = [record.getMessage() for record in caplog.records if record.name == "medfocus"]
+    assert warning.startswith(sentence)
+    assert told["held_out"] == "by neighbours" and told["rows_without_patient"] == COUNT
+    assert 6 <= told["held_out_groups"] <= COUNT
+    run = mlflow.get_run(told["mlflow_run_id"])
+    assert run.data.tags["medfocus.held_out"] == "by neighbours"
+    assert run.data.metrics["held_out_groups"] == told["held_out_groups"]
+    version = mlflow.MlflowClient().get_model_version("no-patients", "1")
+    assert version.tags["medfocus.held_out"] == "by neighbours" and version.description == warning
+    model, _ = resolve_model(told["model_uri"], job.config)
+    assert model.held_out is not None and model.held_out.sentence == warning
+
+
+def test_rows_without_a_patient_are_split_beside_those_with_one(
+    job: SimpleNamespace, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An image whose patient is hidden is copied under another name, with its patient: both are on one side."""
+    features = without_patients(job, tmp_path / "features", 1)
+    files = sorted((features / "features").glob("*.parquet"))
+    known = pq.read_table(sorted((Path(job.paths.features) / "features").glob("*.parquet"))[0])
+    place = known.schema.get_field_index("image_id")
+    copies = pa.array([f"copy of {image}" for image in known["image_id"].to_pylist()])
+    pq.write_table(
+        known.set_column(place, known.schema.field("image_id"), copies), files[0].with_name("copies.parquet")
+    )
+    prefix = locate(str(features), job.config.storage)
+    labels = train._read_labels(prefix)
+    folds, held_out = train.split_rows(prefix, labels, job.config)
+    assert held_out.how == "by neighbours" and held_out.rows_without_patient == len(copies)
+    assert "P000" not in held_out.sentence + caplog.text
+    for image in known["image_id"].to_pylist():
+        assert folds[image] == folds[f"copy of {image}"]
+    sides: dict[str, set[int]] = {}
+    for image, patient in zip(labels["image_id"], labels["patient_id"], strict=True):
+        sides.setdefault(patient, set()).add(folds[image])
+    sides.pop(None)
+    assert len(sides) > 6 and all(len(found) == 1 for found in sides.values())
+
+
+def test_a_model_of_before_says_nothing_of_how_it_was_held_out(job: SimpleNamespace, tmp_path: Path) -> None:
+    model, _ = resolve_model(job.trained["model_uri"], job.config)
+    model.save(tmp_path / "model")
+    settings = tmp_path / "model" / "prompts.json"
+    content = json.loads(settings.read_text())
+    assert content.pop("held_out")["how"] == "by patient"
+    settings.write_text(json.dumps(content))
+    assert resolve_model(str(tmp_path / "model"), job.config)[0].held_out is None
+
+
 def test_training_again_gives_the_same_prompts(job: SimpleNamespace) -> None:
     again = train.run(job.config, job.paths.features, "phantoms")
     assert again["model_uri"] == "models:/phantoms/2"
@@ -253,7 +343,7 @@ def test_a_model_folder_serves_as_well_as_the_registry(job: SimpleNamespace, tmp
 def test_a_shard_that_is_none_is_one_clear_line(job: SimpleNamespace, tmp_path: Path, change: str) -> None:
     import hashlib
 
-    from pipeline.cli import _unwrapped
+    from medfocus.pipeline.cli import _unwrapped
 
     shards = tmp_path / "shards"
     shutil.copytree(job.paths.shards, shards)

@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline import logs
+from medfocus.pipeline import logs
 
 
 def test_who_follows_is_told_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, recall_score, roc_auc_score
 
-from pipeline.metrics import Judged, as_lines, calibration, confusion, measure
-from pipeline.metrics import _Ranks as Ranks
+from medfocus.pipeline.metrics import Judged, as_lines, calibration, confusion, measure
+from medfocus.pipeline.metrics import _Ranks as Ranks
 
 
 def judged(rows: int = 300, classes: int = 3, seed: int = 0, patients: int | None = None) -> Judged:

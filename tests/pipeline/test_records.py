@@ -3,8 +3,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import records
-from pipeline.errors import UsageError
+from medfocus.pipeline import records
+from medfocus.pipeline.errors import UsageError
 
 
 def test_schema_name_version_and_classes_travel_in_the_file() -> None:

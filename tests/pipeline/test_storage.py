@@ -1,17 +1,20 @@
 import json
+import os
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import unquote_to_bytes
 
 import boto3
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import StorageSection
-from pipeline.storage import StorageError, locate
+from medfocus.pipeline.config import StorageSection
+from medfocus.pipeline.local_tree import Kind
+from medfocus.pipeline.storage import ServiceError, StorageError, locate
 from tests import servers
 
 
@@ -65,7 +68,7 @@ def test_a_missing_bucket_is_named(s3: Callable[[str], str]) -> None:
 
 def test_a_dead_endpoint_is_told(s3: Callable[[str], str]) -> None:
     section = StorageSection(s3_endpoint=f"http://127.0.0.1:{servers.free_port()}")
-    with pytest.raises(StorageError, match="the service does not answer"):
+    with pytest.raises(ServiceError, match="the service does not answer"):
         locate("s3://bucket/x", section).read()
 
 
@@ -133,7 +136,46 @@ def test_any_name_and_content_round_trip(root: str, names: list[str], content: b
     assert not file.exists()
 
 
-@pytest.mark.parametrize("uri", ["gs://bucket/x", "s3://", "http://host/x"])
+ODD_KEYS = ["//b.png", "/lead.png", "a///c.png", "a/./d.png", "a/../e.png"]
+PLAIN_KEYS = ["a/f g+h%20i#j?.png", "a/\u00fc.png", "a/u\u0308.png", "a/k\\l.png", "a/m .png", "a/f/n.png", "a/f"]
+
+
+def test_a_walk_tells_which_objects_cannot_be_addressed_and_reads_the_others(s3: Callable[[str], str]) -> None:
+    place = locate(s3("odd-keys"), StorageSection())
+    client = boto3.client("s3", region_name="us-east-1")
+    for key in [*ODD_KEYS, *PLAIN_KEYS, "marker/", "a/marker/", ".git/x.png", "a/.hidden/y.png"]:
+        client.put_object(Bucket="odd-keys", Key=key, Body=b"" if key.endswith("/") else key.encode())
+    entries = {entry.name: entry for entry in place.walk(lambda part: part in (".git", ".hidden"))}
+    kinds = {kind: {name for name, entry in entries.items() if entry.kind is kind} for kind in Kind}
+    assert kinds[Kind.FILE] == set(PLAIN_KEYS) and kinds[Kind.TROUBLE] == set(ODD_KEYS)
+    assert kinds[Kind.SKIPPED] == {".git/x.png", "a/.hidden/y.png"}
+    assert {entries[name].error for name in ODD_KEYS} == {"Unaddressable"}
+    for name in PLAIN_KEYS:
+        assert (place / name).read() == name.encode() and (place / name).read(3) == name.encode()[:3]
+    for name in ODD_KEYS:
+        with pytest.raises(StorageError, match=r"cannot be addressed|no such file"):
+            (place / name).read()
+
+
+@pytest.mark.parametrize("uri", ["s3://odd//lead", "s3://odd/a//b/", "s3://odd/../x", "s3://odd/a/./b"])
+def test_a_prefix_that_cannot_be_addressed_is_told(s3: Callable[[str], str], uri: str) -> None:
+    with pytest.raises(StorageError, match="which cannot be addressed; give another prefix") as caught:
+        locate(uri, StorageSection())
+    assert str(caught.value).startswith(f"{uri}: ") and "\n" not in str(caught.value)
+
+
+def test_local_names_that_are_not_utf8_are_read_and_have_a_uri_that_is(tmp_path: Path) -> None:
+    raw = os.fsencode(tmp_path) + b"/caf\xe9 100%.png"
+    with open(raw, "wb") as file:  # noqa: PTH123  a Path takes no bytes
+        file.write(b"content")
+    place = locate(str(tmp_path), StorageSection()) / "caf\udce9 100%.png"
+    assert place.read() == b"content" and place.read(3) == b"con" and place.exists() and not place.is_folder()
+    assert place.uri == f"file://{tmp_path}/caf%E9%20100%25.png"
+    assert unquote_to_bytes(place.uri.removeprefix("file://")) == raw
+    assert (locate(str(tmp_path), StorageSection()) / "100%.png").uri == f"{tmp_path}/100%.png"
+
+
+@pytest.mark.parametrize("uri", ["gs://bucket/x", "s3://", "http://host/x", "s3:///bucket/x"])
 def test_other_schemes_are_refused(uri: str) -> None:
     with pytest.raises(StorageError, match="not a local path or s3://"):
         locate(uri, StorageSection())

@@ -3,9 +3,9 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from pipeline import tracking
-from pipeline.config import Config, load_config
-from pipeline.tracking import TrackingError
+from medfocus.pipeline import tracking
+from medfocus.pipeline.config import Config, load_config
+from medfocus.pipeline.tracking import TrackingError
 from tests import servers
 
 

@@ -1,6 +1,6 @@
 import torch
 
-from pipeline.training_loop import KeptRows
+from medfocus.pipeline.training_loop import KeptRows
 
 COUNT, VIEWS = 40, 3
 

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.training_state import Progress
-from stages.prompt_settings import PromptSettings
-from stages.prompted_clip import PromptedCLIP
+from medfocus.pipeline.training_state import Progress
+from medfocus.stages.prompt_settings import PromptSettings
+from medfocus.stages.prompted_clip import PromptedCLIP
 
 TARGETS = torch.tensor([0, 1, 1])
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.decode import Decode, media_type_of
+from medfocus.stages.decode import Decode, media_type_of
 from tests.stages import viewer
 
 GREY, COLOUR = viewer.scene()[..., 2:], viewer.scene()

@@ -2,8 +2,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.augment import View, augment
-from stages.masks import bounding_box
+from medfocus.stages.augment import View, augment
+from medfocus.stages.masks import bounding_box
 
 SIZE = 96
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.decode import Decode, media_type_of
+from medfocus.stages.decode import Decode, media_type_of
 from tests.conftest import png
 
 random = np.random.default_rng(0)

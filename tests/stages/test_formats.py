@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from stages import picture
-from stages.decode import media_type_of
+from medfocus.stages import picture
+from medfocus.stages.decode import media_type_of
 from tests.stages import viewer
 from tests.stages.cases import COLOUR, GREY, VALUE, WINDOW, Case, decoded, deep, pictures, shallow
 from tests.stages.encoders import chunk, directory, exif, png, save, short, tiff

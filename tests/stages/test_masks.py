@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from stages.masks import bounding_box, cover, decode_mask, encode_mask, main_piece, square_about
+from medfocus.stages.masks import bounding_box, cover, decode_mask, encode_mask, main_piece, square_about
 
 masks = arrays(bool, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=23))
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline import checkpoints
-from pipeline.config import ClipSection, SegmentSection, StorageSection
-from pipeline.errors import UsageError
-from stages.batched_sam2 import decode_prompts, encode_images
-from stages.tower import ImageTower
-from stages.weights import WeightsError, load_clip, load_sam2
+from medfocus.pipeline import checkpoints
+from medfocus.pipeline.config import ClipSection, SegmentSection, StorageSection
+from medfocus.pipeline.errors import UsageError
+from medfocus.stages.batched_sam2 import decode_prompts, encode_images
+from medfocus.stages.tower import ImageTower
+from medfocus.stages.weights import WeightsError, load_clip, load_sam2
 
 STARTER_CLIP = Path(__file__).parents[2] / "starter" / "clip"
 # What OpenAI's state dicts hold beside the weights of ViT-B/16.

@@ -5,14 +5,14 @@ import open_clip
 import pytest
 import torch
 
-from stages.classify import Classify
-from stages.embed import Embed
-from stages.masks import bounding_box, cover, encode_mask
-from stages.prompt_settings import PromptSettings
-from stages.prompted_clip import PromptedCLIP
-from stages.tower import ImageTower
-from stages.tuning import prompt_loss
-from stages.weights import load_clip, load_tokenizer
+from medfocus.stages.classify import Classify
+from medfocus.stages.embed import Embed
+from medfocus.stages.masks import bounding_box, cover, encode_mask
+from medfocus.stages.prompt_settings import PromptSettings
+from medfocus.stages.prompted_clip import PromptedCLIP
+from medfocus.stages.tower import ImageTower
+from medfocus.stages.tuning import prompt_loss
+from medfocus.stages.weights import load_clip, load_tokenizer
 
 CLASSES = ("solid mass", "ring_lesion", "cyst")
 

@@ -7,13 +7,13 @@ from sam2.sam2_image_predictor import SAM2ImagePredictor
 
 from benchmarks.starter import fit_to
 from benchmarks.starter import iou as iou_of
-from pipeline.config import SegmentSection
-from stages import segment as segment_module
-from stages.batched_sam2 import attend_clicks, draw_masks
-from stages.masks import bounding_box, decode_mask
-from stages.segment import Candidates, Segment, point_grid, spread
-from stages.weights import load_sam2
-from starter.phantoms import draw
+from medfocus.pipeline.config import SegmentSection
+from medfocus.stages import segment as segment_module
+from medfocus.stages.batched_sam2 import attend_clicks, draw_masks
+from medfocus.stages.masks import bounding_box, decode_mask
+from medfocus.stages.segment import Candidates, Segment, point_grid, spread
+from medfocus.stages.weights import load_sam2
+from medfocus.starter.phantoms import draw
 
 STARTER = Path(__file__).parents[2] / "starter" / "sam2"
 

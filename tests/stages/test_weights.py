@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline import checkpoints
-from pipeline.config import ClipSection, SegmentSection, StorageSection
-from pipeline.errors import UsageError
-from stages.weights import VIDEO_PARTS, WeightsError, load_clip, load_sam2, read_state_dict, sam2_image_size
+from medfocus.pipeline import checkpoints
+from medfocus.pipeline.config import ClipSection, SegmentSection, StorageSection
+from medfocus.pipeline.errors import UsageError
+from medfocus.stages.weights import VIDEO_PARTS, WeightsError, load_clip, load_sam2, read_state_dict, sam2_image_size
 
 STARTER = Path(__file__).parents[2] / "starter"
 SAM2, CLIP = STARTER / "sam2", STARTER / "clip"
@@ -119,7 +119,7 @@ def test_image_size_is_known_without_building_the_model() -> None:
 
 
 def test_sources_local_s3_and_the_expected_hash(tmp_path: Path, s3) -> None:
-    from pipeline.storage import locate
+    from medfocus.pipeline.storage import locate
 
     clip = load_clip(CLIP, None, seed=5)
     save_file({k: v.contiguous() for k, v in clip.state_dict().items()}, tmp_path / "w.safetensors")

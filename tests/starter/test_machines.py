@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from starter.anatomy import MODALITIES
-from starter.machines import expose
+from medfocus.starter.anatomy import MODALITIES
+from medfocus.starter.machines import expose
 
 
 @pytest.mark.parametrize("modality", MODALITIES)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from starter.phantoms import CLASSES, PRESETS, draw
+from medfocus.starter.phantoms import CLASSES, PRESETS, draw
 
 indices = st.integers(0, 10_000)
 
@@ -80,7 +80,18 @@ def test_values_out_of_range_are_refused(wrong: dict) -> None:
 
 
 def test_a_written_set_is_what_draw_gives(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "starter.phantoms", str(tmp_path), "--start", "4", "--count", "6", "--size", "64"]
+    command = [
+        sys.executable,
+        "-m",
+        "medfocus.starter.phantoms",
+        str(tmp_path),
+        "--start",
+        "4",
+        "--count",
+        "6",
+        "--size",
+        "64",
+    ]
     subprocess.run(command, check=True)
     with (tmp_path / "labels.csv").open() as file:
         rows = list(csv.DictReader(file))

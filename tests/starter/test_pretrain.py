@@ -3,12 +3,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import checkpoints
-from pipeline.config import Config
-from stages.weights import load_clip, load_sam2, read_state_dict
-from starter import pretrain, sam2_recipe
-from starter.phantoms import draw
-from starter.pretrain import FILES, Phantoms, train
+from medfocus.pipeline import checkpoints
+from medfocus.pipeline.config import Config
+from medfocus.stages.weights import load_clip, load_sam2, read_state_dict
+from medfocus.starter import pretrain, sam2_recipe
+from medfocus.starter.phantoms import draw
+from medfocus.starter.pretrain import FILES, Phantoms, train
 
 
 @pytest.mark.parametrize(

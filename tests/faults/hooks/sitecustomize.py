@@ -1,7 +1,9 @@
 """Faults inside of worker processes, where the environment asks for them; on ``PYTHONPATH`` of a run under test.
 
 ``FAULT_KILL_ON``: decoding a PNG that contains these bytes, in hexadecimal, kills the process. ``FAULT_COUNT``: file
-to which each pass of SAM2 adds the number of its images, a line each.
+to which each pass of SAM2 adds the number of its images, a line each. ``FAULT_DEVICE``: SAM2's device fails, and stays
+broken for the process: ``always`` at the first image, ``white`` at an image that is white, ``once:FILE`` at the first
+image of all processes, which makes the file.
 """
 
 import importlib.machinery
@@ -22,22 +24,50 @@ if "FAULT_KILL_ON" in os.environ:
     PngImagePlugin.PngImageFile._open = _killing
 
 
-class _Counting:
+class _Device:
+    """The device of this process, which works until it is broken."""
+
+    broken = False
+
+    def use(self, pixels):
+        import torch
+
+        self.broken = self.broken or self._fails(os.environ["FAULT_DEVICE"], pixels)
+        if self.broken:
+            raise torch.AcceleratorError("CUDA error: device-side assert triggered\nCompile with TORCH_USE_CUDA_DSA")
+
+    def _fails(self, fault, pixels):
+        if fault == "white":
+            return bool((pixels.reshape(len(pixels), -1).min(1) > 250).any())
+        if fault == "always":
+            return True
+        try:
+            os.close(os.open(fault.removeprefix("once:"), os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return False
+        return True
+
+
+class _Patching:
     """Wraps ``stages.segment.Segment.find`` when that module is imported."""
 
     def find_spec(self, name, path, target=None):
-        if name != "stages.segment":
+        if name != "medfocus.stages.segment":
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         execute = spec.loader.exec_module
+        device = _Device()
 
         def patched(module):
             execute(module)
             find = module.Segment.find
 
             def counted(self, pixels):
-                with open(os.environ["FAULT_COUNT"], "a") as file:  # noqa: PTH123  appended in one write
-                    file.write(f"{len(pixels)}\n")
+                if "FAULT_COUNT" in os.environ:
+                    with open(os.environ["FAULT_COUNT"], "a") as file:  # noqa: PTH123  appended in one write
+                        file.write(f"{len(pixels)}\n")
+                if "FAULT_DEVICE" in os.environ:
+                    device.use(pixels)
                 return find(self, pixels)
 
             module.Segment.find = counted
@@ -46,5 +76,5 @@ class _Counting:
         return spec
 
 
-if "FAULT_COUNT" in os.environ:
-    sys.meta_path.insert(0, _Counting())
+if os.environ.keys() & {"FAULT_COUNT", "FAULT_DEVICE"}:
+    sys.meta_path.insert(0, _Patching())

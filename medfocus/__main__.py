@@ -1,0 +1,5 @@
+import sys
+
+from medfocus.pipeline.cli import main
+
+sys.exit(main())
