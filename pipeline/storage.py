@@ -2,7 +2,7 @@
 
 Writes are whole or absent: a local file is renamed into place, an S3 object appears when its upload is complete.
 Endpoint and region come from the configuration or the usual AWS variables, credentials from the usual chain
-(environment, profile, instance) only.
+(environment, profile, instance) only, proxies from the usual variables (HTTP_PROXY, HTTPS_PROXY, NO_PROXY).
 """
 
 import json
@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -38,7 +39,7 @@ _MENDS = {
     "RequestTimeTooSkewed": "the clock of this machine is wrong; set it",
     _NAMELESS: "access refused, as with credentials that have expired; renew them and start again",
     "ACCESS_DENIED": "access denied; check the credentials and their policy",
-    "NETWORK_CONNECTION": "the service does not answer; check storage.s3_endpoint or AWS_ENDPOINT_URL",
+    "NETWORK_CONNECTION": "the service does not answer; check storage.s3_endpoint or AWS_ENDPOINT_URL, and the proxy",
 }
 # Of these, any other call would fail too: no other shard is worth a try.
 _NO_ANSWER = "NETWORK_CONNECTION"
@@ -214,12 +215,37 @@ def _s3(config: StorageSection) -> pafs.S3FileSystem:
     region = s3_region(config)
     if region:
         options["region"] = region
+    scheme, host = "https", f"s3.{region or 'us-east-1'}.amazonaws.com"
     endpoint = s3_endpoint(config)
     if endpoint:
-        scheme, _, host = endpoint.rpartition("://")
-        options |= {"endpoint_override": host.rstrip("/"), "scheme": scheme or "https"}
+        given, _, address = endpoint.rpartition("://")
+        scheme, host = given or "https", address.rstrip("/")
+        options |= {"endpoint_override": host, "scheme": scheme}
         options.setdefault("region", "us-east-1")
-    return pafs.S3FileSystem(**options)
+    return pafs.S3FileSystem(**options, proxy_options=_proxy(scheme, host))
+
+
+def _proxy(scheme: str, host: str) -> dict[str, Any] | None:
+    """The proxy that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names; None without one, and for the hosts of NO_PROXY.
+
+    Raises:
+        StorageError: the proxy is none that can be used; its address is not shown, it may hold a password.
+    """
+    proxies = getproxies()
+    address = proxies.get(scheme) or proxies.get("all")
+    if not address or proxy_bypass(host):
+        return None
+    try:
+        proxy = urlsplit(address if "://" in address else f"http://{address}")
+        usual_port = {"http": 80, "https": 443}[proxy.scheme]
+        options = {"scheme": proxy.scheme, "host": str(proxy.hostname), "port": proxy.port or usual_port}
+    except (ValueError, KeyError) as error:
+        raise StorageError(
+            f"{scheme.upper()}_PROXY or ALL_PROXY: S3 needs http://HOST:PORT; correct it, or name the host in NO_PROXY"
+        ) from error
+    if proxy.username:
+        options |= {"username": unquote(proxy.username), "password": unquote(proxy.password or "")}
+    return options
 
 
 def _local_type(path: str) -> pafs.FileType:

@@ -51,6 +51,15 @@ def mlflow(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
+def proxy(log: Path, user: str | None = None) -> Iterator[str]:
+    """An HTTP proxy that notes its requests in ``log``; yields its ``host:port``. ``user`` is ``name:password``."""
+    port = free_port()
+    command = [sys.executable, "-m", "tests.forward_proxy", str(port), str(log), *([user] if user else [])]
+    with _serving(command, f"http://127.0.0.1:{port}", {}):
+        yield f"127.0.0.1:{port}"
+
+
+@contextmanager
 def _serving(command: list[str], url: str, environment: Mapping[str, str]) -> Iterator[str]:
     process = subprocess.Popen(
         command,

@@ -1,11 +1,12 @@
 import json
 import os
+import pickle
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote_to_bytes, urlsplit
 
 import boto3
 import pytest
@@ -179,3 +180,66 @@ def test_local_names_that_are_not_utf8_are_read_and_have_a_uri_that_is(tmp_path:
 def test_other_schemes_are_refused(uri: str) -> None:
     with pytest.raises(StorageError, match="not a local path or s3://"):
         locate(uri, StorageSection())
+
+
+@pytest.fixture
+def unproxied(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+
+
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"])
+def test_s3_goes_through_the_proxy_of_the_environment(
+    s3: Callable[[str], str],
+    s3_url: str,
+    unproxied: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    bucket, log = s3(f"proxied-{uuid.uuid4().hex}"), tmp_path / "requests"
+    with servers.proxy(log, "doctor:p@ss word") as address:
+        monkeypatch.setenv(name, f"http://doctor:p%40ss%20word@{address}")
+        place = locate(f"{bucket}/some", StorageSection()) / "file"
+        place.write(b"content" * 1000)
+        assert pickle.loads(pickle.dumps(place)).read() == b"content" * 1000  # as it arrives at a worker
+        requests = log.read_text().splitlines()
+        assert {"PUT", "GET"} <= {line.split()[0] for line in requests}
+        assert {line.split()[1] for line in requests} == {urlsplit(s3_url).netloc}
+        for spared in ("127.0.0.1", f"other,{urlsplit(s3_url).netloc}", "*", ".0.0.1"):
+            monkeypatch.setenv("NO_PROXY", spared)
+            assert (locate(f"{bucket}/some", StorageSection()) / "file").exists()
+        assert log.read_text().splitlines() == requests
+        monkeypatch.setenv("NO_PROXY", "other,10.0.0.1")
+        assert (locate(f"{bucket}/some", StorageSection()) / "file").exists()
+        assert len(log.read_text().splitlines()) > len(requests)
+
+
+def test_a_proxy_of_the_other_scheme_is_not_used(
+    s3: Callable[[str], str], unproxied: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = s3("other-scheme")
+    monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{servers.free_port()}")
+    assert locate(bucket, StorageSection()).exists()
+
+
+@pytest.mark.parametrize("address", ["socks5://doctor:secret-word@127.0.0.1:1080", "http://doctor:secret-word@h:x"])
+def test_a_proxy_that_cannot_be_used_is_told_without_its_password(
+    s3: Callable[[str], str], unproxied: None, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    bucket = s3("odd-proxy")
+    monkeypatch.setenv("HTTP_PROXY", address)
+    with pytest.raises(StorageError, match="NO_PROXY") as caught:
+        locate(bucket, StorageSection())
+    assert "secret-word" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_proxy_that_does_not_answer_is_told_without_its_password(
+    s3: Callable[[str], str], unproxied: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = s3("dead-proxy")
+    monkeypatch.setenv("HTTP_PROXY", f"http://doctor:secret-word@127.0.0.1:{servers.free_port()}")
+    with pytest.raises(StorageError, match="and the proxy") as caught:
+        locate(bucket, StorageSection())
+    assert "secret-word" not in str(caught.value)
