@@ -18,8 +18,10 @@ from typing import Any
 from filelock import FileLock
 from huggingface_hub import hf_hub_download, snapshot_download
 
+from medfocus.cluster.account import is_writable, own_folder
 from medfocus.pipeline.config import ClipSection, Config, SegmentSection, StorageSection
 from medfocus.pipeline.errors import MedFocusError, UsageError
+from medfocus.pipeline.logs import log
 from medfocus.pipeline.storage import Location, locate, settle_storage
 from medfocus.stages.weights import WeightsError, check_sha256, file_sha256, sam2_hub_file, sam2_image_size
 
@@ -162,7 +164,9 @@ def _fetch(uri: str, storage: StorageSection) -> Path:
         raise UsageError(f"{uri}: no such weights file; correct the URI")
     # Content that changes under the same URI is another file.
     key = hashlib.sha256(f"{uri} {info.size} {info.mtime_ns}".encode()).hexdigest()[:16]
-    target = Path(storage.cache).expanduser() / key / Path(source.path).name
+    target = _cache_place(storage.cache, f"{key}/{Path(source.path).name}")
+    if target.is_file():  # also in a cache that may only be read
+        return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_name(".lock")):  # of all workers of a node the first one fetches
         if not target.is_file():
@@ -179,6 +183,16 @@ def _download(source: Location, target: Path) -> None:
         draft.replace(target)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _cache_place(cache: str, name: str) -> Path:
+    """Where a fetched file is, or goes: below the cache, or in the temporary folder where that cannot be written."""
+    place = Path(cache).expanduser() / name
+    if place.is_file() or is_writable(place.parent):
+        return place
+    instead = own_folder() / "cache"
+    log.warning("storage.cache: %s cannot be written, fetched weights are kept in %s", cache, instead)
+    return instead / name
 
 
 def _from_hub(repository: str, name: str) -> Path:
