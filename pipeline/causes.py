@@ -26,7 +26,8 @@ def own_error(error: BaseException) -> MedFocusError | None:
     """The error of MedFocus that an error is or tells of, as one line; None where there is none."""
     for cause in _chain(error):
         if isinstance(cause, MedFocusError) and _inner(cause) is None:
-            found = MedFocusError(_first_line(str(cause)))  # Ray Data adds lines about its retries
+            # To what comes through Ray, Ray Data adds lines about its retries.
+            found = MedFocusError(one_line(str(cause)) if cause is error else _first_line(str(cause)))
             found.exit_code = cause.exit_code
             return found
     said = _named_by_text(error)

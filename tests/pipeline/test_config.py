@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -118,6 +121,14 @@ def test_the_call_goes_before_the_file_and_the_file_before_defaults(tmp_path: Pa
         ("seed.deep=1", "seed: input should be a valid integer"),
         ("clip.cut=[1", "not YAML"),
         ("model.template=no place", "model.template"),
+        ("model.template={} of {name}", "must have {} once, for the class, and no other field in braces"),
+        ("model.template={} of {}", "must have {} once"),
+        ("model.template={{}}", "must have {} once"),
+        ("model.template={} }", "has a brace without its pair"),
+        ("model.template={} {", "has a brace without its pair"),
+        ("model.template={!r} {}", "must have {} once"),
+        ("tracking.experiment=", "tracking.experiment: input should be a valid string"),
+        (f"tracking.experiment={'x' * 251}", "at most 250 characters"),
     ],
 )
 def test_wrong_values_are_one_line_that_names_the_key(setting: str, told: str) -> None:
@@ -134,3 +145,64 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, content: str |
     with pytest.raises(UsageError, match=told) as caught:
         load_config(str(file))
     assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# Each means something else in YAML, or nothing.
+TEXTS = ["2024", "007", "0x1f", "1e-3", "1_000", "null", "~", "on", "No", "2024-01-01", "2024-13-45", "12:30:45"]
+TEXTS += ["a: b", "- a", "[a", "{a", "a #b", "#b", "*a", "&a", "!a", "%a", "@a", "`a", "| a", "> a", "'a", '"a', "é"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_text_is_taken_as_it_is_written(text: str, tmp_path: Path) -> None:
+    assert load_config(None, [f"tracking.experiment={text}"]).tracking.experiment == text
+    assert load_config(None, [f"work= {text} "]).work == text
+    quoted = f"tracking.experiment={json.dumps(text)}"
+    assert load_config(None, [quoted]).tracking.experiment == text
+
+
+@given(st.text(st.characters(min_codepoint=32, exclude_categories=["Cs", "Cc"]), min_size=1))
+def test_any_text_that_is_not_quoted_is_taken_as_it_is_written(text: str) -> None:
+    if (plain := text.strip()) and plain[0] not in "'\"":
+        assert load_config(None, [f"work={text}"]).work == plain
+
+
+@pytest.mark.parametrize("text", ["2024", "007", "1e-3", "null", "~", "on", "2024-01-01", "2024-13-45", "12:30:45"])
+def test_a_file_holds_texts_that_yaml_would_read_as_something_else(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(f"work: {text}\ntracking:\n  experiment: {text} # why\nclip: {{weights: {text}}}\n")
+    config = load_config(str(file))
+    assert config.work == config.tracking.experiment == text
+    assert config.clip.weights == (None if text in ("null", "~") else text)
+
+
+def test_the_template_of_x_rays_needs_no_quotes() -> None:
+    assert load_config(None, ["model.template=chest x-ray: {}"]).model.template == "chest x-ray: {}"
+    assert load_config(None, ["clip.weights="]).clip.weights is None
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_file_is_read_whatever_the_locale(tmp_path: Path, encoding: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_bytes("model:\n  template: 'Röntgen 胸部: {}'\n".encode(encoding))
+    read = f"from medfocus.pipeline.config import load_config; print(ascii(load_config({str(file)!r}).model.template))"
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    ended = subprocess.run([sys.executable, "-c", read], env=environment, capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == ascii("Röntgen 胸部: {}")
+
+
+def test_a_file_in_another_encoding_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_bytes("model: {template: 'Röntgen {}'}".encode("cp1252"))
+    with pytest.raises(UsageError, match="not a text in UTF-8; save it as UTF-8"):
+        load_config(str(file))
+
+
+def test_a_mapping_where_a_text_belongs_is_told_with_the_mend(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("model:\n  template: {chest: x}\n")
+    with pytest.raises(UsageError, match=r"model\.template: .*put it in quotes"):
+        load_config(str(file))
+    file.write_text("model:\n  template: chest x-ray: {}\n")
+    with pytest.raises(UsageError, match=r"not YAML in line 2 .*in quotes"):
+        load_config(str(file))

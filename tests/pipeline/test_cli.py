@@ -1,0 +1,147 @@
+"""The command line as a shell sees it: streams, signals, and what it says where nothing is as it should be."""
+
+import logging
+import os
+import shlex
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from medfocus.pipeline import cli, logs, quarantine, records
+from medfocus.pipeline.config import Config
+from medfocus.pipeline.errors import MedFocusError
+
+MEDFOCUS = f"{shlex.quote(sys.executable)} -m pipeline"
+ASCII = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    script = f"set -o pipefail; {command}"
+    call = ["bash", "-c", script]
+    return subprocess.run(
+        call, capture_output=True, encoding="latin-1", env={**os.environ, **environment}, timeout=120, check=False
+    )
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """A prefix with an image in quarantine whose message is in another script."""
+    (tmp_path / "quarantine").mkdir()
+    row = {"image_id": "a", "source_uri": "x", "stage": "decode", "error": "Odd", "message": "腫瘍 ✓ Größe"}
+    pq.write_table(records.QUARANTINE.empty_table().from_pylist([row]), tmp_path / "quarantine" / "part.parquet")
+    return tmp_path
+
+
+@pytest.fixture
+def untouched_logging() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_what_stdout_cannot_encode_is_escaped(out: Path, encoding: str) -> None:
+    ended = shell(f"{MEDFOCUS} quarantine {out} --json", **(ASCII | {"PYTHONIOENCODING": encoding}))
+    assert ended.returncode == 0 and ended.stderr == ""
+    assert ("腫瘍".encode().decode("latin-1") if encoding == "utf-8" else r"\u816b\u760d") in ended.stdout
+
+
+def test_what_stderr_cannot_encode_is_escaped() -> None:
+    ended = shell(f"{MEDFOCUS} quarantine x --set model.focus=腫瘍", **ASCII)
+    assert ended.returncode == 2 and len(ended.stderr.splitlines()) == 1 and "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("arguments", ["--help", "embed --help", "quarantine OUT"])
+def test_a_reader_that_leaves_is_no_error(out: Path, arguments: str) -> None:
+    ended = shell(f"{MEDFOCUS} {arguments.replace('OUT', str(out))} | true")
+    assert ended.returncode == 0 and ended.stderr == ""
+
+
+def test_a_closed_stdout_is_no_error_and_a_full_disk_is_told(out: Path) -> None:
+    ended = shell(f"{MEDFOCUS} quarantine {out} >&-")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert shell(f"{MEDFOCUS} quarantine {out} 2>&-").returncode == 0
+    ended = shell(f"{MEDFOCUS} quarantine {out} > /dev/full")
+    assert ended.returncode == 1 and "cannot be written to stdout (No space left on device)" in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+
+
+def test_what_libraries_print_is_no_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, untouched_logging: None
+) -> None:
+    def run(config: Config, out: str) -> dict[str, int]:
+        print("🏃 View run at: http://reader:secret-word@host")
+        logs.show("a line of the result")
+        return {"rows": 3}
+
+    monkeypatch.setattr(quarantine, "run", run)
+    assert cli.main(["quarantine", "x", "--json"]) == 0
+    assert capsys.readouterr().out == 'a line of the result\n{"rows": 3}\n'
+
+
+@pytest.mark.parametrize("work", ["work", "/dev/null/work"])
+def test_an_error_that_was_not_foreseen_is_one_line_and_its_trace_holds_no_secret(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    untouched_logging: None,
+    work: str,
+) -> None:
+    def run(config: Config, out: str) -> None:
+        raise RuntimeError("\x1b[36mno answer\x1b[39m from http://reader:secret-word@host/  twice\nand more")
+
+    monkeypatch.setattr(quarantine, "run", run)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["quarantine", "x", "--set", f"work={work}"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == "" and len(printed.err.splitlines()) == 1
+    assert "RuntimeError: no answer from http://host/  twice; the whole trace is in " in printed.err
+    (trace,) = tmp_path.rglob("last-error.txt")
+    assert "Traceback" in trace.read_text() and trace.stat().st_mode & 0o077 == 0
+    assert "secret-word" not in printed.err + trace.read_text() and "\x1b" not in printed.err + trace.read_text()
+
+
+def test_blanks_of_a_name_stay_in_the_message(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, untouched_logging: None
+) -> None:
+    def run(config: Config, out: str) -> None:
+        raise MedFocusError("class 'solid  mass ' is no class\nof the model; \x1b[31mcorrect\x1b[0m it")
+
+    monkeypatch.setattr(quarantine, "run", run)
+    assert cli.main(["quarantine", "x"]) == 1
+    assert "ERROR class 'solid  mass ' is no class of the model; correct it\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_ends_a_command_in_order(tmp_path: Path, number: signal.Signals) -> None:
+    (tmp_path / "images").mkdir()
+    subprocess.run([sys.executable, "-m", "medfocus.starter.phantoms", str(tmp_path), "--count", "4"], check=True)
+    command = [sys.executable, "-m", "medfocus", "pack", str(tmp_path / "images"), str(tmp_path / "shards")]
+    command += ["--set", f"work={tmp_path / 'work'}", "--set", "pack.rows_per_shard=1", "--set", "cluster.cpus=1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    store = tmp_path / "work" / "mlflow.db"
+    deadline = time.monotonic() + 100
+    while not (store.exists() and statuses(store)):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    printed, said = process.communicate(timeout=60)
+    assert process.returncode == 1 and printed == ""
+    assert len(said.splitlines()) == 1 and "stopped; the same call goes on from here" in said
+    assert statuses(store) == ["KILLED"]
+
+
+def statuses(store: Path) -> list[str]:
+    with sqlite3.connect(store) as connection:
+        return [status for (status,) in connection.execute("SELECT status FROM runs")]
