@@ -130,8 +130,8 @@ def _pass(
         if getattr(cause, "actor_init_failed", False) and not names_device_error(str(cause)):
             raise
         lost = reason(cause)
-    for shard in attempt.again:
-        done.failures.setdefault(shard, lost)
+    for shard in attempt.again - attempt.failed:
+        done.failures[shard] = lost
     return attempt
 
 

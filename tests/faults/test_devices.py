@@ -39,6 +39,7 @@ def test_an_image_that_breaks_every_device_costs_itself(
     assert account(scoring, archive.images | {"white.png"}, undisturbed) == ALL_WELL
 
 
+@pytest.mark.long
 def test_a_device_that_is_broken_for_good_ends_the_run_and_no_row(archive: SimpleNamespace, scoring: Scoring) -> None:
     scoring.environment["FAULT_DEVICE"] = "always"
     told = scoring.finish(code=1)["stderr"].strip().splitlines()

@@ -31,8 +31,9 @@ def medfocus(*arguments: str, code: int = 0) -> dict:
     assert ended.returncode == code, ended.stderr[-2000:]
     assert "Traceback" not in ended.stderr
     if code not in (0, 3):
-        assert len(ended.stderr.strip().splitlines()) == 1 and not ended.stdout
-        return {"error": ended.stderr.strip()}
+        *before, last = ended.stderr.strip().splitlines()
+        assert " ERROR " in last and not any(" ERROR " in line for line in before) and not ended.stdout
+        return {"error": last}
     return json.loads(ended.stdout.splitlines()[-1])
 
 

@@ -343,7 +343,7 @@ def test_a_model_folder_serves_as_well_as_the_registry(job: SimpleNamespace, tmp
 def test_a_shard_that_is_none_is_one_clear_line(job: SimpleNamespace, tmp_path: Path, change: str) -> None:
     import hashlib
 
-    from medfocus.pipeline.cli import _unwrapped
+    from medfocus.pipeline.causes import own_error
 
     shards = tmp_path / "shards"
     shutil.copytree(job.paths.shards, shards)
@@ -359,7 +359,7 @@ def test_a_shard_that_is_none_is_one_clear_line(job: SimpleNamespace, tmp_path: 
     told = {"missing column": "column media_type is missing", "no parquet": "not a Parquet file"}[change]
     with pytest.raises(Exception, match=told) as caught:
         score.run(job.config, str(shards), str(tmp_path / "out"), job.trained["model_uri"])
-    error = _unwrapped(caught.value, job.config)
+    error = own_error(caught.value)
     assert type(error) is MedFocusError and str(error).startswith(str(victim)) and "\n" not in str(error)
 
 
