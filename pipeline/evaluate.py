@@ -288,8 +288,10 @@ def _shard_labels(shards: Sequence[Location]) -> pa.Table:
 
 def _predicted(predictions: Location) -> Iterator[str]:
     """The ``image_id`` of every prediction, file by file."""
-    for name in predictions.files(".parquet"):
-        yield from _read(predictions / name, records.PREDICTION, ["image_id"])["image_id"].to_pylist()
+    with ThreadPoolExecutor(_READERS) as pool:
+        files = [predictions / name for name in predictions.files(".parquet")]
+        for table in pool.map(lambda file: _read(file, records.PREDICTION, ["image_id"]), files):
+            yield from table["image_id"].to_pylist()
 
 
 def _judge(parts: Sequence[Part], classes: tuple[str, ...], truth: Labels, uri: str) -> tuple[Judged, np.ndarray]:

@@ -7,7 +7,7 @@ a name that fits several images equally well is joined to none of them.
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import PurePosixPath
@@ -60,15 +60,17 @@ class Join:
     absent: int = 0
     ambiguous: list[int] = field(default_factory=list)
 
-    def log(self, images: int | None = None) -> None:
+    def log(self, images: Collection[str] | None = None) -> None:
         """Log how many rows were joined, and how; counts only.
 
         Args:
-            images: how many there are, where that is known.
+            images: ``image_id`` of those that are used, where that are not all.
         """
         loosely = {_SAID[way]: count for way, count in sorted(self.ways.items()) if way != Way.EXACT}
-        known = {} if images is None else {"images_without_label": images - labelled(self.rows.values())}
-        event("labels joined", images=len(self.rows), **known)
+        used = self.rows if images is None else self.rows.keys() & set(images)
+        labelled = sum(self.rows[image].label is not None for image in used)
+        without = {} if images is None else {"images_without_label": len(images) - labelled}
+        event("labels joined", images=len(used), **without)
         if loosely or self.folder:
             said = [f"{count} {way}" for way, count in loosely.items()]
             said += ["all below a folder in front of the names"] if self.folder else []
@@ -81,10 +83,6 @@ class Join:
                 len(self.ambiguous),
                 self.ambiguous[0],
             )
-
-
-def labelled(rows: Iterable[LabelRow]) -> int:
-    return sum(row.label is not None for row in rows)
 
 
 def join_labels(labels: LabelFile, images: Callable[[], Iterable[str]], folders: Sequence[str] = ()) -> Join:

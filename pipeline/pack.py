@@ -84,8 +84,7 @@ def _find(origin: Location, labels: str | None, config: Config) -> tuple[list[Im
         raise UsageError(f"{origin.uri}: no such folder or prefix; correct SOURCE")
     found = find_images(origin)
     if not found.images:
-        cannot = f" that can be read, and {len(found.refused)} files that cannot" if found.refused else ""
-        raise UsageError(f"{origin.uri}: holds no image{cannot}; correct SOURCE")
+        raise UsageError(f"{origin.uri}: holds no image that can be packed ({found.described()}); correct SOURCE")
     described = _by_folders(found) if labels is None else _by_labels(found, origin, locate(labels, config.storage))
     found.log()
     # In an order that has nothing to do with the names: any few shards are then a fair sample of the archive.
@@ -114,7 +113,7 @@ def _by_labels(found: Source, origin: Location, location: Location) -> list[Imag
             f" below SOURCE into its column {labels.columns[0]}"
         )
     labels.log()
-    join.log(len(known))
+    join.log(known)
     described = []
     for image in found.images:
         row = join.rows.get(image.image_id)

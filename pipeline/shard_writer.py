@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -13,15 +12,12 @@ import pyarrow as pa
 
 from medfocus.pipeline import records
 from medfocus.pipeline.manifest import ShardEntry
-from medfocus.pipeline.source import EMPTY, Refusal, reason
+from medfocus.pipeline.source import EMPTY, Refusal, read_patiently, reason
 from medfocus.pipeline.storage import AccessError, Location, ServiceError, StorageError
 from medfocus.stages.decode import media_type_of
 
 # Reads of small objects wait for the network, not for a processor.
 _READERS = 16
-# Seconds before another try, beyond those that an S3 client makes by itself; and what no other try would mend.
-_PAUSES = (1.0, 5.0, 15.0)
-_LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError)
 _MEDIA_TYPES = {"jpg": "jpeg", "jpe": "jpeg", "jfif": "jpeg", "jif": "jpeg", "tif": "tiff", "dib": "bmp", "": "unknown"}
 
 
@@ -84,7 +80,7 @@ def _read(image: ImageFile, origin: Location) -> bytes | Refusal:
     """The content of an image, or why it cannot be packed."""
     location = image.below(origin)
     try:
-        content = _read_patiently(location)
+        content = read_patiently(location)
     except (AccessError, ServiceError):
         raise
     except StorageError as error:
@@ -93,20 +89,6 @@ def _read(image: ImageFile, origin: Location) -> bytes | Refusal:
             return Refusal(image.image_id, location.uri, "Vanished", message)
         return Refusal(image.image_id, location.uri, "Unreadable", reason(error, location))
     return content or Refusal(image.image_id, location.uri, *EMPTY)
-
-
-def _read_patiently(location: Location) -> bytes:
-    """The content of a file; what may be of the moment is tried again."""
-    for pause in _PAUSES:
-        try:
-            return location.read()
-        except AccessError:
-            raise
-        except StorageError as error:
-            if isinstance(error.__cause__, _LASTING):
-                raise
-            time.sleep(pause)
-    return location.read()
 
 
 def _table(read: Mapping[ImageFile, bytes], origin: Location) -> pa.Table:

@@ -2,6 +2,7 @@
 
 import mimetypes
 import re
+import time
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from urllib.parse import quote
 
 from medfocus.pipeline.local_tree import Entry, Kind, encoded
 from medfocus.pipeline.logs import log
-from medfocus.pipeline.storage import AccessError, Location, StorageError
+from medfocus.pipeline.storage import AccessError, Location, ServiceError, StorageError
 from medfocus.stages.decode import media_type_of
 
 # Files with these suffixes are taken for images; of others the first bytes decide.
@@ -45,6 +46,9 @@ _FIRST_BYTES = 4096
 _LONG_HEADERS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Reads of small objects wait for the network, not for a processor.
 _READERS = 16
+# Seconds before another try, beyond those that an S3 client makes by itself; and what no other try would mend.
+_PAUSES = (1.0, 5.0, 15.0)
+_LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError)
 _IMAGING_SUFFIXES = frozenset(
     {".dcm", ".nii", ".gz", ".mha", ".mhd", ".nrrd", ".npy", ".npz", ".heic", ".avif", ".svs"}
 )
@@ -110,6 +114,12 @@ class Source:
                 _shown(self.left_out),
             )
 
+    def described(self) -> str:
+        """What it holds beside images, in counts."""
+        errors = Counter(refusal.error for refusal in self.refused)
+        counts = self.left_out + errors + (Counter({"junk": self.junk.total()}) if self.junk else Counter())
+        return _shown(counts) or "nothing is there"
+
 
 def find_images(origin: Location) -> Source:
     """Find the images below a folder or prefix.
@@ -156,12 +166,26 @@ def _look(origin: Location, entry: Entry) -> bool | Refusal:
     if not entry.size:
         return False
     try:
-        first = (origin / entry.name).read(_FIRST_BYTES)
-    except AccessError:
+        first = read_patiently(origin / entry.name, _FIRST_BYTES)
+    except (AccessError, ServiceError):
         raise
     except StorageError as error:
         return _refusal(origin, entry, "Unreadable", reason(error, origin / entry.name))
     return first.startswith(_LONG_HEADERS) or media_type_of(first) is not None
+
+
+def read_patiently(location: Location, most: int | None = None) -> bytes:
+    """The content of a file, or at most its first bytes; what may be a fault of the moment is tried again."""
+    for pause in _PAUSES:
+        try:
+            return location.read(most)
+        except AccessError:
+            raise
+        except StorageError as error:
+            if isinstance(error.__cause__, _LASTING):
+                raise
+            time.sleep(pause)
+    return location.read(most)
 
 
 def reason(error: StorageError, location: Location) -> str:

@@ -77,7 +77,7 @@ def test_a_name_that_fits_several_images_is_joined_to_none(
 ) -> None:
     join = joined(["b.png", name], [*images, "b.png"])
     assert found(join) == {"b.png": "label 0"} and join.ambiguous == [3] and join.absent == 0
-    join.log(3)
+    join.log([*images, "b.png"])
     assert "1 labels fit several images" in caplog.text and "line 3" in caplog.text
 
 
@@ -146,8 +146,9 @@ def test_two_values_of_one_image_are_an_error_that_names_it(other: str, column: 
 
 
 def test_the_log_counts_and_names_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    images = ["Smith.png", "b.png", "c.png", "d.png"]
     with caplog.at_level(logging.INFO):
-        joined(["Smith.PNG", "b", "./c.png", "gone.png"], ["Smith.png", "b.png", "c.png", "d.png"]).log(4)
+        joined(["Smith.PNG", "b", "./c.png", "gone.png", "bad.png"], [*images, "bad.png"]).log(images)
     told = [record.getMessage() for record in caplog.records]
     assert told == [
         "labels joined",

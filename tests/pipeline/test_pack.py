@@ -199,7 +199,7 @@ def test_storage_that_serves_nothing_ends_the_run(
         raise OSError(message)
 
     monkeypatch.setattr("builtins.open", fail)
-    monkeypatch.setattr("medfocus.pipeline.shard_writer._PAUSES", (0.0,))
+    monkeypatch.setattr("medfocus.pipeline.source._PAUSES", (0.0,))
     with pytest.raises(kind):
         shard(top, "a.png")
 
@@ -215,7 +215,7 @@ def test_a_fault_of_the_moment_is_tried_again(top: Path, monkeypatch: pytest.Mon
         return real(path, mode, *rest, **named)
 
     monkeypatch.setattr("builtins.open", flaky)
-    monkeypatch.setattr("medfocus.pipeline.shard_writer._PAUSES", (0.0, 0.0))
+    monkeypatch.setattr("medfocus.pipeline.source._PAUSES", (0.0, 0.0))
     written = shard(top, "a.png", "b.png")
     assert written["rows"] == 1 and '"Unreadable"' in written["refused"]
     assert shard(top, "a.png", "b.png")["rows"] == 2
@@ -287,7 +287,7 @@ def test_nothing_to_pack_is_told(
     top: Path, tmp_path: Path, config: Config, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(top / "a.png", b"")
-    with pytest.raises(UsageError, match=r"holds no image that can be read, and 1 files that cannot"):
+    with pytest.raises(UsageError, match=r"holds no image that can be packed \(EmptyImage 1\)"):
         pack.run(config, str(top), str(tmp_path / "out"), None)
     write(top / "b.png")
     real = pack.find_images
