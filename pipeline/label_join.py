@@ -49,7 +49,7 @@ class Join:
     Args:
         rows: what is known of each image, by image_id; rows of the same image are one.
         ways: how many images were found in each way.
-        folder: the names have a folder in front of them that is not known as the source's.
+        folder: all names have a folder in front of them that is not known as the source's, and is taken for it.
         absent: how many different names with a label name no image.
         ambiguous: lines whose names fit several images.
     """
@@ -71,10 +71,10 @@ class Join:
         labelled = sum(self.rows[image].label is not None for image in used)
         without = {} if images is None else {"images_without_label": len(images) - labelled}
         event("labels joined", images=len(used), **without)
-        if loosely or self.folder:
-            said = [f"{count} {way}" for way, count in loosely.items()]
-            said += ["all below a folder in front of the names"] if self.folder else []
-            log.info("labels joined loosely: %s", ", ".join(said))
+        if loosely:
+            log.info("labels joined loosely: %s", ", ".join(f"{count} {way}" for way, count in loosely.items()))
+        if self.folder:
+            log.warning("all names have the same other folder in front of them; check that they are of these images")
         if self.absent:
             log.warning("%d labels name no image that is there and are left out", self.absent)
         if self.ambiguous:
@@ -106,7 +106,7 @@ def join_labels(labels: LabelFile, images: Callable[[], Iterable[str]], folders:
 
 @dataclass
 class _Found:
-    """Of each row (by its place) the way in which it names images, and those images; the folder that is in front."""
+    """Of each row (by its place) the way in which it names images, and those images; ``folder`` as in ``Join``."""
 
     names: list[str | None]
     images: dict[int, tuple[Way, set[str]]] = field(default_factory=dict)
@@ -141,7 +141,7 @@ def _found(labels: LabelFile, first: str, images: Callable[[], Iterable[str]], f
         fronts = sorted({_path(folder) for folder in folders if _path(folder)}, key=len, reverse=True)
         _find_loosely(found, left, images, fronts)
         if not found.images and (front := _common_folder(found, left, images)):
-            found.folder = True
+            found.folder = not any(f"/{source}".endswith(f"/{front}") for source in fronts)
             _find_loosely(found, left, images, [front])
     return found
 
@@ -229,16 +229,16 @@ def _spellings(name: str) -> Iterator[tuple[str, bool]]:
 
 
 def _path(name: str) -> str:
-    """A path with single slashes between its parts, without blanks at its ends, drive aside as it is."""
-    name = _LOCAL_URI.sub("/", stripped(name))
-    return stripped("/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", ".")))
+    """A path with single slashes between its parts, without blanks at the ends of a part."""
+    parts = map(stripped, _LOCAL_URI.sub("/", stripped(name)).replace("\\", "/").split("/"))
+    return "/".join(part for part in parts if part not in ("", "."))
 
 
 def _without(path: str, fronts: Iterable[str]) -> str:
     folded = _fold(path)
     for front in fronts:
         if folded.startswith(_fold(front) + "/"):
-            return stripped("/".join(path.split("/")[len(front.split("/")) :]))
+            return "/".join(path.split("/")[len(front.split("/")) :])
     return path
 
 
@@ -251,7 +251,7 @@ def _form(text: str) -> str:
 
 
 def _fold(text: str) -> str:
-    return _form(_form(stripped(text)).casefold())
+    return _form(_form(text).casefold())
 
 
 def _file_name(image: str) -> str:

@@ -99,9 +99,13 @@ def test_the_closest_image_is_meant() -> None:
         (["/x/y/a.png"], ["a.png", "y/a.png"], False),  # either may be meant
     ],
 )
-def test_one_folder_in_front_of_all_names_may_be_another(names: list[str], images: list[str], folder: bool) -> None:
+def test_one_folder_in_front_of_all_names_may_be_another(
+    names: list[str], images: list[str], folder: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     join = joined(names, images)
-    assert join.folder is folder
+    join.log()
+    assert join.folder is folder is ("the same other folder in front" in caplog.text)
+    assert not joined(names, images, ["/data/in"]).folder or not names[0].startswith("in/")
     assert len(join.rows) == (len(names) if folder else sum(name in images for name in names))
 
 

@@ -326,7 +326,7 @@ def test_objects_of_any_key_are_packed_or_in_quarantine(s3: Callable[[str], str]
         pack.run(config, f"{bucket}//in", f"{bucket}/out2", None)
 
 
-@pytest.mark.parametrize("columns", ["file", "image_id", "both", "other id", "other file"])
+@pytest.mark.parametrize("columns", ["file", "path", "image_id", "both", "other id", "other file"])
 def test_pack_and_evaluate_read_the_same_labels(
     top: Path, tmp_path: Path, config: Config, ray_session: None, columns: str
 ) -> None:
@@ -335,13 +335,15 @@ def test_pack_and_evaluate_read_the_same_labels(
         write(top / row["image_id"])
     given = {
         "file": "File;x;label",
+        "path": "File;x;label",
         "image_id": "IMAGE_ID;x;label",
         "both": "image_id;file;label",
         "other id": "image_id;file;label",
         "other file": "file;image_id;label",
     }[columns]
+    first = {"file": "{}", "image_id": "{}", "path": f"{top}/{{}}"}
     lines = [
-        f"{row['image_id'] if columns in ('file', 'image_id') else number};{row['image_id']};{row['truth']}"
+        f"{first.get(columns, str(number)).format(row['image_id'])};{row['image_id']};{row['truth']}"
         for number, row in enumerate(predicted)
     ]
     labels = write(tmp_path / "labels.csv", ("sep=;\r\n" + "\r\n".join([given, *lines])).encode("utf-16"))
