@@ -27,6 +27,8 @@ _INVISIBLE = "\u00ad\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2
 _INSIDE = re.compile(f"[{_INVISIBLE}]")
 _ENDS = re.compile(rf"^[\s{_INVISIBLE}{_JOINERS}]+|[\s{_INVISIBLE}{_JOINERS}]+$")
 _BLANKS = re.compile(r"\s+")
+# UTF-8's byte order mark in a file that was saved once in UTF-8, read as Windows-1252, and saved again.
+_MARK_AS_TEXT = "\u00ef\u00bb\u00bf"
 _NONE = frozenset({"", "nan"})
 # Of patients only: a class or a site may be called NA.
 _NO_PATIENT = frozenset({"na", "n/a", "<na>", "none", "null"})
@@ -174,7 +176,8 @@ def _known(header: Sequence[str]) -> list[str]:
 
 def _column(name: str) -> str:
     """The known column that a name of a header means, in another letter case or with other blanks; else empty."""
-    letters = re.sub(r"[\s_-]", "", unicodedata.normalize("NFKC", _INSIDE.sub("", name))).casefold()
+    name = _INSIDE.sub("", name).removeprefix(_MARK_AS_TEXT)
+    letters = re.sub(r"[\s_-]", "", unicodedata.normalize("NFKC", name)).casefold()
     return {column.replace("_", ""): column for column in COLUMNS}.get(letters, "")
 
 

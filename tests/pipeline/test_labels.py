@@ -65,6 +65,7 @@ PLAIN = written([HEADER, *ROWS])
         written([HEADER, *ROWS], quoting=csv.QUOTE_ALL),
         written([HEADER, *ROWS], quoting=csv.QUOTE_ALL, delimiter=";"),
         "\ufeff" + written([("\ufefffile", "label", "patient_id"), *ROWS], quoting=csv.QUOTE_ALL),
+        "\u00ef\u00bb\u00bf" + PLAIN,
         written([("File", " LABEL ", "Patient ID"), *ROWS]),
         written([("FILE\u00a0", "Label", "PatientID"), *ROWS]),
         "\r\n,,\r\n" + written([(*HEADER, ""), *[(*row, "") for row in ROWS], ("", "", "", "")]) + "\r\n ,\t,\r\n",
