@@ -170,7 +170,9 @@ def locate(uri: str, config: StorageSection) -> Location:
     """
     if "://" not in uri:
         path = str(Path(uri).expanduser().absolute())
-        return Location(pafs.LocalFileSystem(), path, _readable(path, path))
+        if _readable(path, path) != path:  # nor would Ray start in a call with such an argument
+            raise StorageError(f"{_readable(path, path)}: the path is not UTF-8; rename it, or give a link to it")
+        return Location(pafs.LocalFileSystem(), path, path)
     scheme, _, rest = uri.partition("://")
     if scheme != "s3" or not rest.split("/")[0]:
         raise StorageError(f"{uri}: not a local path or s3://bucket/prefix URI; correct it")

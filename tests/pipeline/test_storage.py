@@ -176,6 +176,11 @@ def test_local_names_that_are_not_utf8_are_read_and_have_a_uri_that_is(tmp_path:
     assert (locate(str(tmp_path), StorageSection()) / "100%.png").uri == f"{tmp_path}/100%.png"
 
 
+def test_a_path_of_a_call_that_is_not_utf8_is_told(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"^file:///.*/caf%E9: the path is not UTF-8; rename it, or give a link"):
+        locate(f"{tmp_path}/caf\udce9", StorageSection())
+
+
 @pytest.mark.parametrize("uri", ["gs://bucket/x", "s3://", "http://host/x", "s3:///bucket/x"])
 def test_other_schemes_are_refused(uri: str) -> None:
     with pytest.raises(StorageError, match="not a local path or s3://"):
