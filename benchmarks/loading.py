@@ -19,7 +19,7 @@ from medfocus.pipeline import embed, pack
 from medfocus.pipeline.commit import FEATURES
 from medfocus.pipeline.config import Config, load_config
 from medfocus.pipeline.storage import locate
-from medfocus.pipeline.train import _datasets, _read_labels, assign_folds
+from medfocus.pipeline.train import _datasets, _read_labels, hold_out
 from medfocus.pipeline.training_loop import _SHUFFLED
 from medfocus.starter.phantoms import write_set
 
@@ -57,7 +57,7 @@ def epoch(config: Config, folder: Path, workers: int) -> tuple[int, float, float
     """Rows, MiB and seconds of the second of two epochs: the first starts processes."""
     prefix = locate(str(folder / "out"), config.storage)
     labels = _read_labels(prefix)
-    folds = assign_folds(labels, config.train.folds, config.seed)
+    folds, _ = hold_out(prefix, labels, config)
     settings = config.model.prompts(labels["label"], config.clip.cut)
     parts = _datasets(prefix, settings, folds, kept=False)["training"].streaming_split(workers, equal=True)
     for seed in range(2):

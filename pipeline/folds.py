@@ -6,6 +6,7 @@ of a known patient or not. Groups are then dealt out to the folds.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +18,9 @@ from medfocus.pipeline.errors import UsageError
 from medfocus.pipeline.neighbours import Neighbours
 
 How = Literal["by patient", "by neighbours", "by image"]
+# Which neighbours are joined, from all of them to the pictures that are the same.
+Reach = Literal["all", "of one class", "identical"]
+_REACHES: tuple[Reach, ...] = ("all", "of one class", "identical")
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,34 @@ def check_classes(labels: Mapping[str, Sequence[Any]]) -> None:
             raise UsageError(f"class {label} has one example; training needs two or more, add some or drop the class")
 
 
-def group_rows(labels: Mapping[str, Sequence[Any]], neighbours: Neighbours, folds: int) -> tuple[list[int], HeldOut]:
+def split_rows(
+    labels: Mapping[str, Sequence[Any]], neighbours: Neighbours, count: int, seed: int
+) -> tuple[dict[str, int], HeldOut]:
+    """The fold of each ``image_id``, and how the rows are held out.
+
+    Groups of several classes can leave no way to have every class on both sides. Then only neighbours of one class are
+    joined, and if that leaves none either, only identical pictures.
+
+    Args:
+        labels: ``image_id``, ``label`` and ``patient_id`` (None: not known), a list each; their order does not matter.
+        neighbours: pairs of images that may be of one patient.
+        count: of folds; fewer where a class has fewer groups.
+        seed: of the choice of folds.
+
+    Raises:
+        UsageError: a class is too small to be on both sides.
+    """
+    for reach in _REACHES[:-1]:
+        groups, held_out = group_rows(labels, neighbours, count, reach)
+        with suppress(UsageError):
+            return assign_folds(labels, count, seed, groups), held_out
+    groups, held_out = group_rows(labels, neighbours, count, _REACHES[-1])
+    return assign_folds(labels, count, seed, groups), held_out
+
+
+def group_rows(
+    labels: Mapping[str, Sequence[Any]], neighbours: Neighbours, folds: int, reach: Reach = "all"
+) -> tuple[list[int], HeldOut]:
     """The group of each row, whatever the order of the rows, and how that was decided.
 
     Neighbours are joined, the most alike first, except where
@@ -80,19 +111,22 @@ def group_rows(labels: Mapping[str, Sequence[Any]], neighbours: Neighbours, fold
         labels: ``image_id``, ``label`` and ``patient_id`` (None: not known), a list each.
         neighbours: pairs of images that may be of one patient.
         folds: how many there are to be.
+        reach: which of the neighbours may be joined.
     """
     order = sorted(range(len(labels["image_id"])), key=lambda row: labels["image_id"][row])
     position = {labels["image_id"][row]: number for number, row in enumerate(order)}
-    groups = _Groups([labels["label"][row] for row in order], [labels["patient_id"][row] for row in order], folds)
-    joined = [(position[pair.first], position[pair.second], pair.identical) for pair in neighbours.pairs]
-    for one, other, identical in joined:
-        groups.join(one, other, limited=not identical)
+    classes = [labels["label"][row] for row in order]
+    groups = _Groups(classes, [labels["patient_id"][row] for row in order], folds)
+    pairs = [(position[pair.first], position[pair.second], pair.identical) for pair in neighbours.pairs]
+    for one, other, identical in pairs:
+        if identical or reach == "all" or (reach == "of one class" and classes[one] == classes[other]):
+            groups.join(one, other, limited=not identical)
     found = [0] * len(order)
     for number, row in enumerate(order):
         found[row] = groups.of(number)
     unknown = sum(patient is None for patient in labels["patient_id"])
     how: How = "by patient" if not unknown else "by neighbours" if neighbours.compared else "by image"
-    return found, HeldOut(how, len(order), unknown, len(set(found)), sum(groups.apart(*pair[:2]) for pair in joined))
+    return found, HeldOut(how, len(order), unknown, len(set(found)), sum(groups.apart(*pair[:2]) for pair in pairs))
 
 
 class _Groups:

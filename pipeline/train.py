@@ -21,7 +21,7 @@ from medfocus.pipeline.causes import reason
 from medfocus.pipeline.commit import FEATURES, RUN_FILE, Output, settings_key
 from medfocus.pipeline.config import Config
 from medfocus.pipeline.errors import MedFocusError, UsageError, before_start
-from medfocus.pipeline.folds import HeldOut, assign_folds, check_classes, group_rows
+from medfocus.pipeline.folds import HeldOut, check_classes, split_rows
 from medfocus.pipeline.foundation import Foundation
 from medfocus.pipeline.logs import event, log
 from medfocus.pipeline.models import Model, check_name, register
@@ -60,7 +60,7 @@ def run(config: Config, features: str, name: str) -> dict[str, Any]:
             )
         config = checkpoints.settle(foundation.adopt(checkpoints.settle(config)))
         labels = _read_labels(prefix)
-        folds, held_out = split_rows(prefix, labels, config)
+        folds, held_out = hold_out(prefix, labels, config)
         fewest = min(len(folds) - rows for rows in Counter(folds.values()).values())
         if fewest < config.train.workers:
             raise UsageError(
@@ -109,7 +109,7 @@ def run(config: Config, features: str, name: str) -> dict[str, Any]:
         return summary | {"model_uri": model_uri, "mlflow_run_id": active.info.run_id}
 
 
-def split_rows(prefix: Location, labels: dict[str, list[Any]], config: Config) -> tuple[dict[str, int], HeldOut]:
+def hold_out(prefix: Location, labels: dict[str, list[Any]], config: Config) -> tuple[dict[str, int], HeldOut]:
     """The fold of each ``image_id``, and how that was decided, which is also logged.
 
     Raises:
@@ -121,9 +121,9 @@ def split_rows(prefix: Location, labels: dict[str, list[Any]], config: Config) -
         event("looking for images that may be of one patient", rows=len(labels["label"]), without_patient=unknown)
         sketches = read_sketches(Output(prefix, FEATURES).rows)
         neighbours = find_neighbours(sketches, dict(zip(labels["image_id"], labels["label"], strict=True)))
-    groups, held_out = group_rows(labels, neighbours, config.train.folds)
+    folds, held_out = split_rows(labels, neighbours, config.train.folds, config.seed)
     log.log(logging.INFO if held_out.how == "by patient" else logging.WARNING, "%s", held_out.sentence)
-    return assign_folds(labels, config.train.folds, config.seed, groups), held_out
+    return folds, held_out
 
 
 def _finished_features(prefix: Location) -> dict[str, Any]:

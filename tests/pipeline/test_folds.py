@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medfocus.pipeline.errors import UsageError
-from medfocus.pipeline.folds import assign_folds, group_rows
+from medfocus.pipeline.folds import assign_folds, group_rows, split_rows
 from medfocus.pipeline.neighbours import Neighbours, Pair
 
 rows = st.lists(
@@ -115,15 +115,25 @@ def test_look_alikes_never_make_folds_impossible(classes: list, near: list, coun
     chain = [(row, row + 1) for row in range(len(classes) - 1)]
     for alike in (near, chain):
         pairs = [Pair(f"i{one % len(classes)}", f"i{other % len(classes)}", False) for one, other in alike]
-        group, _ = group_rows(labels, Neighbours(pairs, True), count)
-        folds = assign_folds(labels, count, seed, group)
+        neighbours = Neighbours(pairs, True)
+        folds, held_out = split_rows(labels, neighbours, count, seed)
         assert set(folds.values()) == set(range(count))
-        where: dict[int, set[int]] = {}
-        for number, one in enumerate(group):
-            where.setdefault(one, set()).add(folds[f"i{number}"])
-        assert all(len(found) == 1 for found in where.values())
+        for fold in range(count):
+            assert {label for row, label in enumerate(classes) if folds[f"i{row}"] != fold} == set(counts)
+        parted = sum(folds[pair.first] != folds[pair.second] for pair in pairs)
+        assert held_out.near_duplicates_apart >= parted
+        group, _ = group_rows(labels, neighbours, count)
         largest = Counter(zip(group, classes, strict=True))
         assert all(size <= -(-counts[label] // count) for (_, label), size in largest.items())
+
+
+def test_groups_of_several_classes_that_leave_no_folds_are_taken_apart() -> None:
+    """Three groups of two classes each cannot be in two folds with every class on both sides."""
+    labels = table([(label, None) for label in "accbba"])
+    pairs = [Pair("i0", "i1", False), Pair("i2", "i3", False), Pair("i4", "i5", False)]
+    folds, held_out = split_rows(labels, Neighbours(pairs, True), 2, 0)
+    assert set(folds.values()) == {0, 1}
+    assert (held_out.groups, held_out.near_duplicates_apart) == (6, 3)
 
 
 def test_the_order_of_rows_changes_no_fold() -> None:

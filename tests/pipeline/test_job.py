@@ -301,7 +301,7 @@ def test_rows_without_a_patient_are_split_beside_those_with_one(
     )
     prefix = locate(str(features), job.config.storage)
     labels = train._read_labels(prefix)
-    folds, held_out = train.split_rows(prefix, labels, job.config)
+    folds, held_out = train.hold_out(prefix, labels, job.config)
     assert held_out.how == "by neighbours" and held_out.rows_without_patient == len(copies)
     assert "P000" not in held_out.sentence + caplog.text
     for image in known["image_id"].to_pylist():
