@@ -134,6 +134,7 @@ def _told(error: Exception) -> TrackingError:
     """What an error of MLflow means and how it is mended, in one line without credentials."""
     text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     said = re.sub(r"^\([\w.]+\) ", "", one_line(without_credentials(text)))
+    said = re.sub(r"^\{.*'M': (['\"])(.*?)\1[,}].*$", r"\2", said)  # PostgreSQL's message among its fields
     found = (mend for pattern, mend in _MENDS if re.search(pattern, said))
     mend = next(found, "start the server or correct MLFLOW_TRACKING_URI")
     shown = without_credentials(mlflow.get_tracking_uri())

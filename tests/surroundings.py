@@ -36,6 +36,16 @@ def folder() -> Iterator[Path]:
         shutil.rmtree(path)
 
 
+def given(place: Path, source: Path) -> Path:
+    """A copy that the plain user may read, in the folder of that user."""
+    copy = place / "given"
+    shutil.copytree(source, copy)
+    for path in (copy, *copy.rglob("*")):
+        os.chown(path, USER, USER)
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return copy
+
+
 def medfocus(
     *arguments: str,
     cwd: Path,
