@@ -39,6 +39,8 @@ _JPEG = {COMPRESSION.OJPEG, COMPRESSION.JPEG, COMPRESSION.ALT_JPEG, COMPRESSION.
 _JPEG_2000 = {COMPRESSION.JPEG2000, COMPRESSION.JPEG_2000_LOSSY, COMPRESSION.APERIO_JP2000_RGB}
 # Whether imagecodecs gives the bytes of big-endian samples of 24 bits in the wrong order, as release 2026.3.6 does.
 _24_BITS_ARE_SWAPPED = imagecodecs.packints_decode(b"\0\0\1", np.dtype(">u4"), 24, runlen=1)[0] != 1
+# jxrlib is no longer maintained, and writes a line to stderr for each tag of a damaged file that it does not know.
+_JPEG_XR = {COMPRESSION.JPEGXR, COMPRESSION.JPEGXR_NDPI}
 # Compressions whose decoders give red, green and blue for YCbCr.
 _TO_RGB = _JPEG | {COMPRESSION.WEBP, COMPRESSION.JPEGXL}
 
@@ -106,12 +108,10 @@ def _check_page(page: TiffPage, max_pixels: int) -> None:
         raise _unsupported(f"of samples of {page.bitspersample} bits in format {page.sampleformat}")
     if page.bitspersample == 24 and page.predictor != 1:
         raise _unsupported("of 24 bits with a predictor")
-    try:
-        tifffile.TIFF.DECOMPRESSORS[page.compression]
-    except KeyError as error:
-        raise _unsupported(f"compressed with {_name(COMPRESSION, page.compression)}") from error
     if page.compression == COMPRESSION.APERIO_JP2000_YCBC:
         raise _unsupported("compressed with Aperio's JPEG 2000 of YCbCr")
+    if page.compression in _JPEG_XR or page.compression not in tifffile.TIFF.DECOMPRESSORS:
+        raise _unsupported(f"compressed with {_name(COMPRESSION, page.compression)}")
 
 
 def _unsupported(what: str) -> ImageError:
