@@ -1,7 +1,10 @@
 """What the decode stage shows of every kind of file, against what a viewer shows (``viewer``)."""
 
 import io
+import resource
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import imagecodecs
 import numpy as np
@@ -166,6 +169,54 @@ def test_the_window_is_that_of_numpy_however_large_the_image_is(kind: str, data:
     low, high = np.percentile(samples.astype(float), (0.5, 99.5))
     wanted = np.clip((samples[..., 0] - low) / (high - low), 0, 1) if high > low else samples[..., 0] > low
     assert np.abs(np.asarray(layer) - wanted * 255.0).max() <= 0.5 + 1e-6
+
+
+def bombs() -> dict[str, bytes]:
+    """Small files whose headers name an image that takes gigabytes."""
+    grey, colour = shallow(GREY, 8), shallow(COLOUR, 8)
+    jpeg = bytearray(save(Image.fromarray(grey[..., 0]), "JPEG"))
+    frame = jpeg.index(b"\xff\xc0")
+    jpeg[frame + 5 : frame + 9] = b"\xff\xdc\xff\xdc"  # 65500 x 65500
+    webp, lossless = (bytearray(save(Image.fromarray(colour), "WEBP", lossless=kind)) for kind in (False, True))
+    webp[26:30] = b"\xff\x3f\xff\x3f"
+    lossless[21:25] = b"\xff\xff\xff\x0f"
+    gif, bmp = (
+        bytearray(save(Image.fromarray(grey[..., 0]), "GIF")),
+        bytearray(save(Image.fromarray(grey[..., 0]), "BMP")),
+    )
+    gif[6:10] = b"\xff\xff\xff\xff"
+    bmp[18:26] = (60000).to_bytes(4, "little") * 2
+    codestream = bytearray(imagecodecs.jpeg2k_encode(colour, codecformat="j2k"))
+    codestream[8:16] = (60000).to_bytes(4, "big") * 2
+    large = {256: (4, [60000]), 257: (4, [60000])}
+    fields, _ = directory(grey, 8, 1)
+    inner = {259: short(7), 279: (4, [len(jpeg)])}
+    return {
+        "PNG": png(np.zeros((1, 60000, 1), np.uint8), 8).replace((60000).to_bytes(4, "big"), b"\0\xff\xff\xff"),
+        "JPEG": bytes(jpeg),
+        "WebP": bytes(webp),
+        "WebP, lossless": bytes(lossless),
+        "GIF": bytes(gif),
+        "BMP": bytes(bmp),
+        "JPEG 2000": bytes(codestream),
+        "TIFF": tiff(directory(grey, 8, 1, tags=large)),
+        "TIFF of many samples": tiff(directory(grey, 8, 1, tags={277: short(60000)})),
+        "TIFF with a large JPEG inside": tiff((fields | inner, bytes(jpeg))),
+    }
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
+@pytest.mark.parametrize("kind", bombs())
+def test_a_header_that_names_too_much_is_enough_to_refuse(kind: str) -> None:
+    """Within a memory that decoding would pass: what the header names takes 4 GB or more."""
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 29), limits[1]))
+    try:
+        out = decoded(bombs()[kind])
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert out["error"][0] == "TooManyPixels", out["message"][0]
 
 
 HEADERS: dict[str, tuple[Callable[[], bytes], str]] = {
