@@ -12,6 +12,7 @@ import tifffile
 from PIL import Image, ImageCms, TiffImagePlugin
 from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, TiffFile, TiffPage
 
+from medfocus.stages.codec import missing
 from medfocus.stages.jpeg import frame_of, is_cut
 from medfocus.stages.jpeg2000 import header_of
 from medfocus.stages.picture import ImageError, Picture, Raster, check_size, rgb_of_cmyk
@@ -126,9 +127,9 @@ def _check_segments(page: TiffPage, content: bytes, max_pixels: int) -> None:
     """Raise ImageError where strips or tiles are missing, lie behind the end, or hold a larger image than the page."""
     count = math.prod(page.chunked)
     segments = list(itertools.islice(zip(page.dataoffsets, page.databytecounts, strict=False), count))
-    missing = count - sum(1 for offset, length in segments if offset and length)
-    if missing:
-        raise ImageError("Undecodable", f"the TIFF is incomplete: {missing} of {count} strips or tiles hold no data")
+    absent = count - sum(1 for offset, length in segments if offset and length)
+    if absent:
+        raise ImageError("Undecodable", f"the TIFF is incomplete: {absent} of {count} strips or tiles hold no data")
     if page.compression != COMPRESSION.NONE and any(offset + length > len(content) for offset, length in segments):
         raise _truncated()
     if page.compression not in _JPEG | _JPEG_2000:
@@ -153,8 +154,7 @@ def _samples(page: TiffPage, content: bytes) -> np.ndarray:
     try:
         samples = page.asarray(squeeze=False, maxworkers=1)
     except imagecodecs.DelayedImportError as error:
-        what = _name(COMPRESSION, page.compression)
-        raise ImageError("MissingDecoder", f"{what} needs a build of the package imagecodecs that has it") from error
+        raise missing(_name(COMPRESSION, page.compression)) from error
     except Exception as error:
         if page.dataoffsets[-1] + page.databytecounts[-1] > len(content) or _needed(page) > len(content):
             raise _truncated() from error

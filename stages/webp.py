@@ -10,8 +10,10 @@ def read_webp(content: bytes, max_pixels: int) -> Picture:
     """Decode a WebP of one frame.
 
     Raises:
-        ImageError: Undecodable, Truncated, TooManyPixels, ManyFrames or NothingShown.
+        ImageError: Undecodable, Truncated, MissingDecoder, TooManyPixels, ManyFrames or NothingShown.
     """
+    if not WebPImagePlugin.SUPPORTED:
+        raise ImageError("MissingDecoder", "WebP needs a build of the package Pillow that reads it; install one")
     if int.from_bytes(content[4:8], "little") + 8 > len(content):
         raise ImageError("Truncated", "the WebP is truncated: its header names more bytes than there are")
     if size := _size(content):  # Pillow makes room for the image as soon as it opens it

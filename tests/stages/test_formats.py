@@ -219,6 +219,28 @@ def test_a_header_that_names_too_much_is_enough_to_refuse(kind: str) -> None:
     assert out["error"][0] == "TooManyPixels", out["message"][0]
 
 
+@pytest.mark.parametrize("codec", ["png_decode", "jpeg2k_decode", "jpegls_decode", "lerc_decode"])
+def test_a_codec_that_a_build_lacks_is_named(codec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """imagecodecs is built with and without each codec; what it does without one is to raise this when it is called."""
+
+    def absent(*_: object, **__: object) -> None:
+        raise imagecodecs.DelayedImportError(codec)
+
+    grey = deep(GREY, "u2")[..., 0]
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, grey, compression="lerc")
+    content = {
+        "png_decode": png(grey[..., None], 16),
+        "jpeg2k_decode": imagecodecs.jpeg2k_encode(grey),
+        "jpegls_decode": imagecodecs.jpegls_encode(grey),
+        "lerc_decode": buffer.getvalue(),
+    }[codec]
+    monkeypatch.setattr(imagecodecs, codec, absent)
+    monkeypatch.setitem(tifffile.TIFF.DECOMPRESSORS._codecs, 34887, absent)
+    out = decoded(content)
+    assert out["error"][0] == "MissingDecoder" and "imagecodecs" in out["message"][0]
+
+
 HEADERS: dict[str, tuple[Callable[[], bytes], str]] = {
     ".jpe": (lambda: save(Image.fromarray(shallow(COLOUR, 8)), "JPEG"), "image/jpeg"),
     ".jp2": (lambda: imagecodecs.jpeg2k_encode(shallow(COLOUR, 8), codecformat="jp2"), "image/jp2"),
