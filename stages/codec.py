@@ -35,5 +35,5 @@ def decoded(decoder: Callable[..., np.ndarray], content: bytes, name: str, **opt
 def missing(name: str) -> ImageError:
     """The error of a build of imagecodecs that lacks a decoder."""
     return ImageError(
-        "MissingDecoder", f"{name} needs a build of the package imagecodecs that reads it; install another"
+        "MissingDecoder", f"{name} needs a build of the package imagecodecs that reads it; install such a build"
     )

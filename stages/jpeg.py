@@ -40,16 +40,15 @@ def read_jpeg(content: bytes, max_pixels: int) -> Picture:
         ImageError: Undecodable, Truncated, Unsupported or TooManyPixels.
     """
     frame = frame_of(content)
-    cut = is_cut(content)
     try:
         if frame is None or (frame.bits == 8 and frame.marker != _JPEG_LS):
             return read_image(content, "JPEG", JpegImagePlugin.JpegImageFile, max_pixels)
         check_size(frame.width, frame.height, max_pixels)
-        if cut:
+        if is_cut(content):
             raise ImageError("Undecodable", "the last scan does not end")
         return _raster(content, frame).show()
     except ImageError as error:
-        if error.kind == "Undecodable" and cut:
+        if error.kind == "Undecodable" and is_cut(content):
             raise ImageError("Truncated", "the JPEG is truncated: its image data do not end") from error
         raise
 

@@ -13,7 +13,9 @@ def read_webp(content: bytes, max_pixels: int) -> Picture:
         ImageError: Undecodable, Truncated, MissingDecoder, TooManyPixels, ManyFrames or NothingShown.
     """
     if not WebPImagePlugin.SUPPORTED:
-        raise ImageError("MissingDecoder", "WebP needs a build of the package Pillow that reads it; install one")
+        raise ImageError(
+            "MissingDecoder", "WebP needs a build of the package Pillow that reads it; install such a build"
+        )
     if int.from_bytes(content[4:8], "little") + 8 > len(content):
         raise ImageError("Truncated", "the WebP is truncated: its header names more bytes than there are")
     if size := _size(content):  # Pillow makes room for the image as soon as it opens it
