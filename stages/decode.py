@@ -100,7 +100,7 @@ class Decode:
                 except ImageError as error:
                     fail(out, row, "decode", error.kind, str(error))
                 except Exception as error:  # decoders raise whatever the bytes lead them into
-                    text = f"the decoder of {batch['media_type'][row]} failed ({type(error).__name__})"
+                    text = f"the file is damaged in a way that its decoder does not expect ({type(error).__name__})"
                     fail(out, row, "decode", "Undecodable", text)
         channels = max((image.shape[2] for image in images if image is not None), default=1)
         pixels = np.zeros((rows, self.size, self.size, channels), np.uint8)

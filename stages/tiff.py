@@ -54,19 +54,18 @@ def read_tiff(content: bytes, max_pixels: int) -> Picture:
             NothingShown.
     """
     try:
-        file = TiffFile(io.BytesIO(content))
-        page = main_page(file)
+        page = main_page(TiffFile(io.BytesIO(content)))
+        if page is None:
+            raise _damaged_header(content)
+        _check_page(page, max_pixels)
+        by_libtiff = _photometric(page) == PHOTOMETRIC.YCBCR and page.compression not in _TO_RGB
+        if not by_libtiff:
+            _check_segments(page, content, max_pixels)
     except ImageError:
         raise
     except Exception as error:  # tifffile raises whatever the bytes lead it into
         raise _damaged_header(content) from error
-    if page is None:
-        raise _damaged_header(content)
-    _check_page(page, max_pixels)
-    if _photometric(page) == PHOTOMETRIC.YCBCR and page.compression not in _TO_RGB:
-        return _by_libtiff(content, page, max_pixels)
-    _check_segments(page, content, max_pixels)
-    return _raster(page, _samples(page, content)).show()
+    return _by_libtiff(content, page, max_pixels) if by_libtiff else _raster(page, _samples(page, content)).show()
 
 
 def _damaged_header(content: bytes) -> ImageError:
@@ -78,7 +77,7 @@ def _damaged_header(content: bytes) -> ImageError:
         first = len(content)
     if first >= len(content):
         return ImageError("Truncated", "the TIFF is truncated: it ends before its first directory")
-    return ImageError("Undecodable", "the TIFF's directory of tags is damaged: it names no image")
+    return ImageError("Undecodable", "the TIFF's directory of tags is damaged: it describes no image that can be read")
 
 
 def _photometric(page: TiffPage) -> int:
