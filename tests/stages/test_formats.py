@@ -2,6 +2,7 @@
 
 import io
 import resource
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -217,6 +218,40 @@ def test_a_header_that_names_too_much_is_enough_to_refuse(kind: str) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
     assert out["error"][0] == "TooManyPixels", out["message"][0]
+
+
+def test_pillows_limit_of_pixels_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image that ``max_pixels`` allows is read in every container, whatever Pillow's own limit is, which stays."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for case in CASES:
+        if case.wanted in (VALUE, WINDOW):
+            assert case.outcome() == case.wanted
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+# Decodes two files and prints by how many KiB the second raised the peak of the process.
+_PEAK = """
+import sys
+from pathlib import Path
+from tests.stages.cases import decoded
+peaks = []
+for name in sys.argv[1:]:
+    assert not decoded(Path(name).read_bytes(), 64, 10**8)["error"][0]
+    status = Path("/proc/self/status").read_text()
+    peaks.append(int(status.partition("VmHWM:")[2].split()[0]))
+print(peaks[1] - peaks[0])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read from Linux's /proc")
+def test_an_image_of_16_bits_takes_a_few_bytes_a_pixel(tmp_path: Path) -> None:
+    side = 4000
+    rows, columns = np.mgrid[0:side, 0:side].astype(np.uint16)
+    (tmp_path / "large.png").write_bytes(imagecodecs.png_encode(rows * 3 + columns, level=1))
+    (tmp_path / "small.png").write_bytes(png(deep(GREY, "u2"), 16))
+    command = [sys.executable, "-c", _PEAK, str(tmp_path / "small.png"), str(tmp_path / "large.png")]
+    kibibytes = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert 3 < kibibytes * 1024 / side**2 < 12  # two as stored, one as shown, and bands of a fixed size
 
 
 @pytest.mark.parametrize("codec", ["png_decode", "jpeg2k_decode", "jpegls_decode", "lerc_decode"])
