@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from PIL import BmpImagePlugin, GifImagePlugin, WebPImagePlugin
+from PIL import BmpImagePlugin, GifImagePlugin
 
 from medfocus.stages import media_types
 from medfocus.stages.batch import Batch, fail, start, well
@@ -16,6 +16,7 @@ from medfocus.stages.picture import ImageError, Picture
 from medfocus.stages.pillow_image import read_image
 from medfocus.stages.png import read_png
 from medfocus.stages.tiff import read_tiff
+from medfocus.stages.webp import read_webp
 
 __all__ = ["Decode", "media_type_of"]
 
@@ -23,12 +24,6 @@ __all__ = ["Decode", "media_type_of"]
 def _read_bmp(content: bytes, max_pixels: int) -> Picture:
     plugin = BmpImagePlugin.DibImageFile if is_dib(content) else BmpImagePlugin.BmpImageFile
     return read_image(content, "BMP", plugin, max_pixels)
-
-
-def _read_webp(content: bytes, max_pixels: int) -> Picture:
-    if int.from_bytes(content[4:8], "little") + 8 > len(content):
-        raise ImageError("Truncated", "the WebP is truncated: its header names more bytes than there are")
-    return read_image(content, "WebP", WebPImagePlugin.WebPImageFile, max_pixels)
 
 
 def _read_gif(content: bytes, max_pixels: int) -> Picture:
@@ -41,7 +36,7 @@ _READERS: dict[str, Callable[[bytes, int], Picture]] = {
     media_types.JPEG: read_jpeg,
     media_types.TIFF: read_tiff,
     media_types.BMP: _read_bmp,
-    media_types.WEBP: _read_webp,
+    media_types.WEBP: read_webp,
     media_types.GIF: _read_gif,
     media_types.JPEG2000: read_jpeg_2000,
     media_types.CODESTREAM: read_jpeg_2000,
@@ -105,7 +100,7 @@ class Decode:
                 except ImageError as error:
                     fail(out, row, "decode", error.kind, str(error))
                 except Exception as error:  # decoders raise whatever the bytes lead them into
-                    text = f"the decoder of {batch['media_type'][row]} failed ({type(error).__name__})"
+                    text = f"the file is damaged in a way that its decoder does not expect ({type(error).__name__})"
                     fail(out, row, "decode", "Undecodable", text)
         channels = max((image.shape[2] for image in images if image is not None), default=1)
         pixels = np.zeros((rows, self.size, self.size, channels), np.uint8)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import imagecodecs
 from PIL import JpegImagePlugin
 
+from medfocus.stages.codec import decoded
 from medfocus.stages.picture import ImageError, Picture, Raster, check_size
 from medfocus.stages.pillow_image import orientation_of, read_image
 
@@ -39,16 +40,15 @@ def read_jpeg(content: bytes, max_pixels: int) -> Picture:
         ImageError: Undecodable, Truncated, Unsupported or TooManyPixels.
     """
     frame = frame_of(content)
-    cut = is_cut(content)
     try:
         if frame is None or (frame.bits == 8 and frame.marker != _JPEG_LS):
             return read_image(content, "JPEG", JpegImagePlugin.JpegImageFile, max_pixels)
         check_size(frame.width, frame.height, max_pixels)
-        if cut:
+        if is_cut(content):
             raise ImageError("Undecodable", "the last scan does not end")
         return _raster(content, frame).show()
     except ImageError as error:
-        if error.kind == "Undecodable" and cut:
+        if error.kind == "Undecodable" and is_cut(content):
             raise ImageError("Truncated", "the JPEG is truncated: its image data do not end") from error
         raise
 
@@ -86,12 +86,7 @@ def _raster(content: bytes, frame: Frame) -> Raster:
         text = f"a JPEG of {frame.components} components of {frame.bits} bits is not read; convert it to PNG or TIFF"
         raise ImageError("Unsupported", text)
     decoder = imagecodecs.jpegls_decode if frame.marker == _JPEG_LS else imagecodecs.jpeg8_decode
-    try:
-        samples = decoder(content)
-    except Exception as error:
-        text = f"the image data of the JPEG are damaged, or of a kind that is not read: {error}"
-        raise ImageError("Undecodable", text) from error
-    samples = samples.reshape(frame.height, frame.width, frame.components)
+    samples = decoded(decoder, content, "JPEG")
     bodies = (content[start:stop] for marker, start, stop in _segments(content) if marker == _APP1)
     exif = next((body for body in bodies if body.startswith(b"Exif")), None)
     return Raster(samples, 2**frame.bits - 1 if frame.bits <= 8 else None, orientation=orientation_of(exif))

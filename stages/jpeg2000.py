@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import imagecodecs
 import numpy as np
 
+from medfocus.stages.codec import decoded
 from medfocus.stages.picture import ImageError, Picture, Raster, check_size, rgb_of_cmyk
 
 _SIZE = b"\xff\x4f\xff\x51"
@@ -56,12 +57,12 @@ def read_jpeg_2000(content: bytes, max_pixels: int) -> Picture:
         what = "CIELab" if header.colour_space == _LAB else f"{header.components} components"
         raise ImageError("Unsupported", f"a JPEG 2000 with {what} is not read; convert it to PNG or TIFF")
     try:
-        samples = imagecodecs.jpeg2k_decode(content, numthreads=1)
-    except Exception as error:
-        if _END not in content[-16:]:
+        samples = decoded(imagecodecs.jpeg2k_decode, content, "JPEG 2000", numthreads=1)
+    except ImageError as error:
+        if error.kind == "Undecodable" and _END not in content[-16:]:
             raise ImageError("Truncated", "the JPEG 2000 is truncated: its codestream does not end") from error
-        raise ImageError("Undecodable", f"the image data are damaged (OpenJPEG: {error})") from error
-    return _raster(samples[:, :, None] if samples.ndim == 2 else samples, header).show()
+        raise
+    return _raster(samples, header).show()
 
 
 def header_of(content: bytes) -> Header:

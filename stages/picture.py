@@ -115,7 +115,7 @@ class Raster:
             with np.errstate(all="ignore"):  # infinite values, and a window of no width
                 shown = _scaled(values, low, high)
             shown = 1 - shown if self.white_is_zero else shown
-            shown = np.nan_to_num(shown, copy=False) if shown.dtype.kind == "f" else shown
+            shown = np.nan_to_num(shown, copy=False)
             shown = shown * opacity[..., None] if opacity is not None else shown
             planes[:, rows] = np.moveaxis(np.round(shown * 255).astype(np.uint8), 2, 0)
         return Picture(tuple(Image.fromarray(plane) for plane in planes), self.orientation)
@@ -179,8 +179,9 @@ def _largest(values: np.ndarray, count: int) -> np.ndarray:
 
 def _scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
     """Values in 0..1 between the ends of a window; in one of no width, what lies above it is 1. NaN stays."""
+    values = values.astype(np.float64)
     if high <= low:
-        return np.where(np.isnan(values), np.nan, values > low) if values.dtype.kind == "f" else (values > low) * 1.0
+        return np.where(np.isnan(values), np.nan, values > low)
     # By halves: the difference of two large finite numbers may be infinite.
     return np.clip((values * 0.5 - low * 0.5) / (high * 0.5 - low * 0.5), 0, 1)
 

@@ -46,10 +46,11 @@ def read_image(
     with no_pixel_limit():
         try:
             image = plugin(io.BytesIO(content))
+            frames = 1 if single else getattr(image, "n_frames", 1)
         except Exception as error:  # Pillow's header readers raise whatever the bytes lead them into
             raise ImageError("Undecodable", f"the header of the {name} is damaged or cut off") from error
         check_size(image.width, image.height, max_pixels)
-        if not single and getattr(image, "n_frames", 1) > 1:
+        if frames > 1:
             raise ImageError("ManyFrames", "the file holds several frames; store each as an image of its own")
         try:
             image.load()

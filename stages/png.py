@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import imagecodecs
 from PIL import PngImagePlugin
 
+from medfocus.stages.codec import decoded
 from medfocus.stages.picture import ImageError, Picture, Raster, check_size
 from medfocus.stages.pillow_image import orientation_of, read_image
 
@@ -43,11 +44,7 @@ def read_png(content: bytes, max_pixels: int) -> Picture:
 
 
 def _sixteen_bits(content: bytes, orientation: int) -> Raster:
-    try:
-        samples = imagecodecs.png_decode(content)
-    except Exception as error:
-        raise ImageError("Undecodable", f"the image data are damaged (libpng: {error})") from error
-    samples = samples[:, :, None] if samples.ndim == 2 else samples
+    samples = decoded(imagecodecs.png_decode, content, "PNG")
     colours = 1 if samples.shape[2] < 3 else 3
     alpha = samples[..., colours] if samples.shape[2] > colours else None
     return Raster(samples[..., :colours], None, alpha, opaque=65535, orientation=orientation)

@@ -12,6 +12,7 @@ import tifffile
 from PIL import Image, ImageCms, TiffImagePlugin
 from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, TiffFile, TiffPage
 
+from medfocus.stages.codec import missing
 from medfocus.stages.jpeg import frame_of, is_cut
 from medfocus.stages.jpeg2000 import header_of
 from medfocus.stages.picture import ImageError, Picture, Raster, check_size, rgb_of_cmyk
@@ -39,6 +40,8 @@ _JPEG = {COMPRESSION.OJPEG, COMPRESSION.JPEG, COMPRESSION.ALT_JPEG, COMPRESSION.
 _JPEG_2000 = {COMPRESSION.JPEG2000, COMPRESSION.JPEG_2000_LOSSY, COMPRESSION.APERIO_JP2000_RGB}
 # Whether imagecodecs gives the bytes of big-endian samples of 24 bits in the wrong order, as release 2026.3.6 does.
 _24_BITS_ARE_SWAPPED = imagecodecs.packints_decode(b"\0\0\1", np.dtype(">u4"), 24, runlen=1)[0] != 1
+# jxrlib is no longer maintained, and writes a line to stderr for each tag of a damaged file that it does not know.
+_JPEG_XR = {COMPRESSION.JPEGXR, COMPRESSION.JPEGXR_NDPI}
 # Compressions whose decoders give red, green and blue for YCbCr.
 _TO_RGB = _JPEG | {COMPRESSION.WEBP, COMPRESSION.JPEGXL}
 
@@ -51,19 +54,18 @@ def read_tiff(content: bytes, max_pixels: int) -> Picture:
             NothingShown.
     """
     try:
-        file = TiffFile(io.BytesIO(content))
-        page = main_page(file)
+        page = main_page(TiffFile(io.BytesIO(content)))
+        if page is None:
+            raise _damaged_header(content)
+        _check_page(page, max_pixels)
+        by_libtiff = _photometric(page) == PHOTOMETRIC.YCBCR and page.compression not in _TO_RGB
+        if not by_libtiff:
+            _check_segments(page, content, max_pixels)
     except ImageError:
         raise
     except Exception as error:  # tifffile raises whatever the bytes lead it into
         raise _damaged_header(content) from error
-    if page is None:
-        raise _damaged_header(content)
-    _check_page(page, max_pixels)
-    if _photometric(page) == PHOTOMETRIC.YCBCR and page.compression not in _TO_RGB:
-        return _by_libtiff(content, page, max_pixels)
-    _check_segments(page, content, max_pixels)
-    return _raster(page, _samples(page, content)).show()
+    return _by_libtiff(content, page, max_pixels) if by_libtiff else _raster(page, _samples(page, content)).show()
 
 
 def _damaged_header(content: bytes) -> ImageError:
@@ -75,7 +77,7 @@ def _damaged_header(content: bytes) -> ImageError:
         first = len(content)
     if first >= len(content):
         return ImageError("Truncated", "the TIFF is truncated: it ends before its first directory")
-    return ImageError("Undecodable", "the TIFF's directory of tags is damaged: it names no image")
+    return ImageError("Undecodable", "the TIFF's directory of tags is damaged: it describes no image that can be read")
 
 
 def _photometric(page: TiffPage) -> int:
@@ -106,12 +108,10 @@ def _check_page(page: TiffPage, max_pixels: int) -> None:
         raise _unsupported(f"of samples of {page.bitspersample} bits in format {page.sampleformat}")
     if page.bitspersample == 24 and page.predictor != 1:
         raise _unsupported("of 24 bits with a predictor")
-    try:
-        tifffile.TIFF.DECOMPRESSORS[page.compression]
-    except KeyError as error:
-        raise _unsupported(f"compressed with {_name(COMPRESSION, page.compression)}") from error
     if page.compression == COMPRESSION.APERIO_JP2000_YCBC:
         raise _unsupported("compressed with Aperio's JPEG 2000 of YCbCr")
+    if page.compression in _JPEG_XR or page.compression not in tifffile.TIFF.DECOMPRESSORS:
+        raise _unsupported(f"compressed with {_name(COMPRESSION, page.compression)}")
 
 
 def _unsupported(what: str) -> ImageError:
@@ -126,9 +126,9 @@ def _check_segments(page: TiffPage, content: bytes, max_pixels: int) -> None:
     """Raise ImageError where strips or tiles are missing, lie behind the end, or hold a larger image than the page."""
     count = math.prod(page.chunked)
     segments = list(itertools.islice(zip(page.dataoffsets, page.databytecounts, strict=False), count))
-    missing = count - sum(1 for offset, length in segments if offset and length)
-    if missing:
-        raise ImageError("Undecodable", f"the TIFF is incomplete: {missing} of {count} strips or tiles hold no data")
+    absent = count - sum(1 for offset, length in segments if offset and length)
+    if absent:
+        raise ImageError("Undecodable", f"the TIFF is incomplete: {absent} of {count} strips or tiles hold no data")
     if page.compression != COMPRESSION.NONE and any(offset + length > len(content) for offset, length in segments):
         raise _truncated()
     if page.compression not in _JPEG | _JPEG_2000:
@@ -153,8 +153,7 @@ def _samples(page: TiffPage, content: bytes) -> np.ndarray:
     try:
         samples = page.asarray(squeeze=False, maxworkers=1)
     except imagecodecs.DelayedImportError as error:
-        what = _name(COMPRESSION, page.compression)
-        raise ImageError("MissingDecoder", f"{what} needs a build of the package imagecodecs that has it") from error
+        raise missing(_name(COMPRESSION, page.compression)) from error
     except Exception as error:
         if page.dataoffsets[-1] + page.databytecounts[-1] > len(content) or _needed(page) > len(content):
             raise _truncated() from error

@@ -65,7 +65,9 @@ def _next_directory(file: TiffFile, offset: int) -> int:
     (tags,) = struct.unpack(form.tagnoformat, stream.read(form.tagnosize))
     stream.seek(offset + form.tagnosize + tags * form.tagsize)
     following = stream.read(form.offsetsize)
-    return int(struct.unpack(form.offsetformat, following)[0]) if len(following) == form.offsetsize else 0
+    if len(following) < form.offsetsize:
+        raise _truncated()
+    return int(struct.unpack(form.offsetformat, following)[0])
 
 
 def _truncated() -> ImageError:

@@ -32,6 +32,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="folder of label files as spreadsheets write them, with their images in in/: 0.png to 3.png, malignant and"
         " benign by turns, of patients P0 to P3",
     )
+    parser.addoption(
+        "--pathological",
+        type=Path,
+        default=REPOSITORY.parent / "shared" / "field" / "pathological",
+        help="folder of broken and unusual image files, in a folder a kind",
+    )
+    parser.addoption(
+        "--field-pictures",
+        type=Path,
+        default=REPOSITORY.parent / "shared" / "field" / "pixels",
+        help="folder of image files in in/ and of what a viewer shows of them in expected/",
+    )
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +59,22 @@ def label_files(request: pytest.FixtureRequest) -> Path:
     folder = request.config.getoption("--label-files")
     if not folder.is_dir():
         pytest.skip(f"label files of spreadsheets are not at {folder}; give their folder with --label-files")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pathological(request: pytest.FixtureRequest) -> Path:
+    folder = request.config.getoption("--pathological")
+    if not folder.is_dir():
+        pytest.skip(f"broken and unusual files are not at {folder}; give their folder with --pathological")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def field_pictures(request: pytest.FixtureRequest) -> Path:
+    folder = request.config.getoption("--field-pictures")
+    if not folder.is_dir():
+        pytest.skip(f"odd files and their pictures are not at {folder}; give their folder with --field-pictures")
     return folder
 
 

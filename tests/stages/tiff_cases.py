@@ -125,7 +125,7 @@ def _other_colours() -> Iterator[Case]:
 def _compressions() -> Iterator[Case]:
     grey, colour, two = deep(GREY, "u2"), shallow(COLOUR, 8), 255 * (shallow(GREY, 8) > 100)
     lossless: dict[str, dict[str, object]] = {"jpeg2000": {"level": 0}, "jpegxl": {"lossless": True}}
-    lossless |= {name: {} for name in ("packbits", "lzw", "zlib", "zstd", "lzma", "jpegxr", "png", "lerc")}
+    lossless |= {name: {} for name in ("packbits", "lzw", "zlib", "zstd", "lzma", "png", "lerc")}
     for name, options in lossless.items():
         given = {"compression": name, "compressionargs": dict(options)}  # which tifffile adds to
         content = written(grey[..., 0], photometric="minisblack", **given)
@@ -146,7 +146,7 @@ def _not_read() -> Iterator[Case]:
     for kind in ("c8", "c16"):
         bits = np.dtype(kind).itemsize * 8
         yield _tiff("grey", GREY.astype(kind), bits, 1, _label(kind), NONE, "Unsupported")
-    for name, code in (("JBIG", 34661), ("PixarLog", 32909)):
+    for name, code in (("JBIG", 34661), ("PixarLog", 32909), ("JPEG XR", 34934)):
         yield _tiff(f"compressed with {name}", grey, 8, 1, "any", NONE, "Unsupported", tags={259: short(code)})
     for name, photometric, count in (("raw sensor (DNG)", 32803, 1), ("LogL", 32844, 1), ("LogLuv", 32845, 3)):
         yield _tiff(name, deep(COLOUR[..., :count], "u2"), 16, photometric, "any", NONE, "Unsupported")
