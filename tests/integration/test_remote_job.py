@@ -29,11 +29,12 @@ def medfocus(*arguments: str, code: int = 0) -> dict:
     """Run a command as a user does; its JSON result."""
     ended = run(*arguments, "--json")
     assert ended.returncode == code, ended.stderr[-2000:]
-    assert "Traceback" not in ended.stderr
+    assert "Traceback" not in ended.stderr and "secret-word" not in ended.stdout + ended.stderr
     if code not in (0, 3):
         *before, last = ended.stderr.strip().splitlines()
         assert " ERROR " in last and not any(" ERROR " in line for line in before) and not ended.stdout
         return {"error": last}
+    assert len(ended.stdout.splitlines()) == 1 or arguments[0] == "doctor"  # what a shell catches is the result alone
     return json.loads(ended.stdout.splitlines()[-1])
 
 
@@ -49,7 +50,7 @@ def ids(prefix: str, folder: str) -> list[str]:
 
 @pytest.fixture
 def tracked(mlflow_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_url)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_url.replace("://", "://reader:secret-word@"))
     return mlflow_url
 
 

@@ -1,5 +1,6 @@
 """The command line as a shell sees it: streams, signals, and what it says where nothing is as it should be."""
 
+import json
 import logging
 import os
 import shlex
@@ -17,6 +18,7 @@ import pytest
 from medfocus.pipeline import cli, logs, quarantine, records
 from medfocus.pipeline.config import Config
 from medfocus.pipeline.errors import MedFocusError
+from tests.pipeline.test_evaluate import CLASSES, archive, write_predictions
 
 MEDFOCUS = f"{shlex.quote(sys.executable)} -m pipeline"
 ASCII = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -58,6 +60,24 @@ def test_what_stdout_cannot_encode_is_escaped(out: Path, encoding: str) -> None:
 def test_what_stderr_cannot_encode_is_escaped() -> None:
     ended = shell(f"{MEDFOCUS} quarantine x --set model.focus=腫瘍", **ASCII)
     assert ended.returncode == 2 and len(ended.stderr.splitlines()) == 1 and "Traceback" not in ended.stderr
+
+
+def test_classes_in_other_scripts_can_be_evaluated_where_only_ascii_can_be_shown(tmp_path: Path) -> None:
+    classes = ("腫瘍", "كيس", "Größe $x_1")
+    rows = archive()
+    for row in rows:
+        for name in ("label", "truth"):
+            row[name] = classes[CLASSES.index(row[name])]
+    write_predictions(str(tmp_path / "out"), [rows], [classes])
+    labels = "".join(f"{row['image_id']},{row['truth']}\n" for row in rows)
+    (tmp_path / "labels.csv").write_text(f"image_id,label\n{labels}", encoding="utf-8")
+    settings = f"--set work={tmp_path / 'work'} --set evaluate.resamples=20"
+    ended = shell(
+        f"{MEDFOCUS} evaluate {tmp_path / 'out'} --labels {tmp_path / 'labels.csv'} {settings} --json", **ASCII
+    )
+    assert ended.returncode == 0 and "Traceback" not in ended.stderr and "Warning" not in ended.stderr
+    assert ended.stdout.isascii() and ended.stderr.isascii() and r"sensitivity/\u816b\u760d" in ended.stderr
+    assert json.loads(ended.stdout)["rows"] == len(rows)
 
 
 @pytest.mark.parametrize("arguments", ["--help", "embed --help", "quarantine OUT"])
