@@ -25,6 +25,8 @@ def decoded(decoder: Callable[..., np.ndarray], content: bytes, name: str, **opt
         samples = decoder(content, **options)
     except imagecodecs.DelayedImportError as error:
         raise missing(name) from error
+    except MemoryError:
+        raise
     except Exception as error:  # each codec has an error class of its own
         raise ImageError(
             "Undecodable", f"the image data of the {name} are damaged or not supported: {error}"

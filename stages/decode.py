@@ -83,8 +83,8 @@ class Decode:
             The batch without ``image`` and with ``pixels`` uint8 [N, size, size, C] (C is 1 where every image of
             the batch is grey, else 3), ``height`` and ``width`` int32 [N] of the upright image, and the failure
             columns. ``error`` is EmptyImage, Undecodable (damaged, or no image), Truncated, Unsupported (a kind of file
-            that is not read), MissingDecoder (a package lacks a codec), WrongMediaType, TooManyPixels, ManyFrames,
-            NotFinite (no finite value) or NothingShown (all is transparent).
+            that is not read), MissingDecoder (a package lacks a codec), WrongMediaType, TooManyPixels, OutOfMemory,
+            ManyFrames, NotFinite (no finite value) or NothingShown (all is transparent).
         """
         out = start({name: column for name, column in batch.items() if name != "image"})
         rows = len(batch["image_id"])
@@ -99,6 +99,9 @@ class Decode:
                     images[row] = picture.square(self.size)
                 except ImageError as error:
                     fail(out, row, "decode", error.kind, str(error))
+                except MemoryError:
+                    text = "there was not enough memory to decode the image; give the process more, and try it again"
+                    fail(out, row, "decode", "OutOfMemory", text)
                 except Exception as error:  # decoders raise whatever the bytes lead them into
                     text = f"the file is damaged in a way that its decoder does not expect ({type(error).__name__})"
                     fail(out, row, "decode", "Undecodable", text)

@@ -3,22 +3,11 @@
 import re
 import struct
 
+# Kinds of image that the decode stage reads; the last is a JPEG 2000 without the boxes of a file.
 PNG, JPEG, TIFF, BMP = "image/png", "image/jpeg", "image/tiff", "image/bmp"
 WEBP, GIF, JPEG2000, CODESTREAM = "image/webp", "image/gif", "image/jp2", "image/j2c"
 
-# Kinds of image that are decoded, by the name that messages and docs/formats.md use.
-READ = {
-    PNG: "PNG",
-    JPEG: "JPEG",
-    TIFF: "TIFF",
-    BMP: "BMP",
-    WEBP: "WebP",
-    GIF: "GIF",
-    JPEG2000: "JPEG 2000",
-    CODESTREAM: "JPEG 2000 codestream",
-}
-
-# Kinds of image that are known and not decoded.
+# Kinds of image that it names and refuses, with their names.
 NOT_READ = {
     "image/heic": "HEIC",
     "image/avif": "AVIF",
@@ -97,8 +86,8 @@ def media_type_of(content: bytes) -> str | None:
         content: the file, or its first 64 bytes.
 
     Returns:
-        One of ``READ`` (which the decode stage reads) or ``NOT_READ`` (images that it names and refuses); None where
-        the bytes are of no known kind of image. MPO, the JPEG of phones that holds further pictures, and JPEG-LS
+        That of a kind that the decode stage reads, or of one that it names and refuses (``NOT_READ``); None where the
+        bytes are of no known kind of image. MPO, the JPEG of phones that holds further pictures, and JPEG-LS
         are image/jpeg; a DIB, which is a BMP without its first 14 bytes, is image/bmp; BigTIFF is image/tiff.
     """
     for signature, media_type in _SIGNATURES:

@@ -47,6 +47,8 @@ def read_image(
         try:
             image = plugin(io.BytesIO(content))
             frames = 1 if single else getattr(image, "n_frames", 1)
+        except MemoryError:
+            raise
         except Exception as error:  # Pillow's header readers raise whatever the bytes lead them into
             raise ImageError("Undecodable", f"the header of the {name} is damaged or cut off") from error
         check_size(image.width, image.height, max_pixels)
@@ -54,6 +56,8 @@ def read_image(
             raise ImageError("ManyFrames", "the file holds several frames; store each as an image of its own")
         try:
             image.load()
+        except MemoryError:
+            raise
         except Exception as error:
             if "truncated" in str(error):
                 raise ImageError("Truncated", f"the {name} is truncated: its image data do not end") from error

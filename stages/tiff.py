@@ -61,7 +61,7 @@ def read_tiff(content: bytes, max_pixels: int) -> Picture:
         by_libtiff = _photometric(page) == PHOTOMETRIC.YCBCR and page.compression not in _TO_RGB
         if not by_libtiff:
             _check_segments(page, content, max_pixels)
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
     except Exception as error:  # tifffile raises whatever the bytes lead it into
         raise _damaged_header(content) from error
@@ -154,6 +154,8 @@ def _samples(page: TiffPage, content: bytes) -> np.ndarray:
         samples = page.asarray(squeeze=False, maxworkers=1)
     except imagecodecs.DelayedImportError as error:
         raise missing(_name(COMPRESSION, page.compression)) from error
+    except MemoryError:
+        raise
     except Exception as error:
         if page.dataoffsets[-1] + page.databytecounts[-1] > len(content) or _needed(page) > len(content):
             raise _truncated() from error

@@ -4,7 +4,8 @@ import io
 import resource
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import imagecodecs
@@ -22,6 +23,7 @@ from tests.stages.cases import COLOUR, GREY, VALUE, WINDOW, Case, decoded, deep,
 from tests.stages.encoders import chunk, directory, exif, png, save, short, tiff
 from tests.stages.file_cases import cases
 from tests.stages.formats import document, table
+from tests.stages.tiff_cases import written
 
 CASES = list(cases())
 
@@ -206,18 +208,36 @@ def bombs() -> dict[str, bytes]:
     }
 
 
+@contextmanager
+def memory_limit(more: int) -> Iterator[None]:
+    """This process may have so many bytes of memory more than it has."""
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + more, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
 @pytest.mark.parametrize("kind", bombs())
 def test_a_header_that_names_too_much_is_enough_to_refuse(kind: str) -> None:
     """Within a memory that decoding would pass: what the header names takes 4 GB or more."""
-    limits = resource.getrlimit(resource.RLIMIT_AS)
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 29), limits[1]))
-    try:
-        out = decoded(bombs()[kind])
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, limits)
+    content = bombs()[kind]
+    with memory_limit(1 << 29):
+        out = decoded(content)
     assert out["error"][0] == "TooManyPixels", out["message"][0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
+@pytest.mark.parametrize("kind", ["PNG", "PNG 16 bit", "TIFF"])
+def test_a_want_of_memory_is_told_from_damage(kind: str) -> None:
+    zeros = np.zeros((9000, 9000), np.uint16 if kind == "PNG 16 bit" else np.uint8)
+    content = written(zeros, compression="zlib") if kind == "TIFF" else imagecodecs.png_encode(zeros, level=1)
+    with memory_limit(1 << 20):  # and what the process holds free
+        out = decoded(content, max_pixels=10**9)
+    assert out["error"][0] == "OutOfMemory", out["message"][0]
 
 
 def test_pillows_limit_of_pixels_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
