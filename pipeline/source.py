@@ -175,7 +175,7 @@ def _look(origin: Location, entry: Entry) -> bool | Refusal:
 
 
 def read_patiently(location: Location, most: int | None = None) -> bytes:
-    """The content of a file, or at most its first bytes; what may be a fault of the moment is tried again."""
+    """The content of a file, or at most its first bytes; a transient failure is tried again."""
     for pause in _PAUSES:
         try:
             return location.read(most)

@@ -125,12 +125,12 @@ def attempt(call: Callable[[], T]) -> T:
             return call()
         except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError) as error:
             if not _COLLISION.search(str(error)) or time.monotonic() > deadline:
-                raise _told(error) from error
+                raise _tracking_error(error) from error
         time.sleep(pause * random.uniform(0.5, 1.5))
         pause = min(2 * pause, 2.0)
 
 
-def _told(error: Exception) -> TrackingError:
+def _tracking_error(error: Exception) -> TrackingError:
     """What an error of MLflow means and how it is mended, in one line without credentials."""
     text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     said = re.sub(r"^\([\w.]+\) ", "", one_line(without_credentials(text)))
@@ -173,7 +173,7 @@ def _prepare(uri: str, config: Config) -> str | None:
             f"MLflow at {without_credentials(uri)}: the database's driver {error.name} is not installed; {mend}"
         ) from error
     except SQLAlchemyError as error:
-        raise _told(error) from error
+        raise _tracking_error(error) from error
     artifacts = _folder(Path(config.work).absolute()) / _ARTIFACTS if kind == "sqlite" else None
     place = engine.url.database
     if artifacts is not None and place and place != ":memory:" and not _holds_something(Path(place)):
@@ -207,7 +207,7 @@ def _make_database(database: Path, artifacts: str) -> None:
             " to another folder"
         ) from error
     except OSError as error:
-        raise _told(error) from error
+        raise _tracking_error(error) from error
 
 
 def _folder(path: Path) -> Path:
