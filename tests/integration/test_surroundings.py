@@ -51,7 +51,8 @@ def test_folders_that_cannot_be_written_are_told_in_one_line(plain: Path, images
     home = {"HOME": str(closed)}
     ended = surroundings.medfocus(*arguments, cwd=closed, environment=home)
     assert ended.returncode == 1 and ended.stdout == ""
-    (line,) = ended.stderr.splitlines()
+    *before, line = ended.stderr.splitlines()
+    assert not any(" ERROR " in earlier for earlier in before)
     assert "closed/work: cannot be made (Permission denied); set work to a folder that can be written" in line
     ended = surroundings.medfocus(*arguments, "--set", f"work={plain / 'work'}", cwd=closed, environment=home)
     assert ended.returncode == 0 and list(closed.iterdir()) == []
@@ -72,5 +73,5 @@ def test_a_long_temporary_folder_is_replaced_and_that_is_said(tmp_path: Path, im
             check=False,
         )
         assert ended.returncode == 0 and json.loads(ended.stdout)["rows"] == 4
-        said, packed = ended.stderr.splitlines()
+        _classes, said, packed = ended.stderr.splitlines()
         assert f"WARNING temporary files of Ray are in /tmp/ray, since {folder} is " in said and " packed " in packed

@@ -20,7 +20,7 @@ from medfocus.pipeline.config import Config
 from medfocus.pipeline.errors import MedFocusError
 from tests.pipeline.test_evaluate import CLASSES, archive, write_predictions
 
-MEDFOCUS = f"{shlex.quote(sys.executable)} -m pipeline"
+MEDFOCUS = f"{shlex.quote(sys.executable)} -m medfocus"
 ASCII = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
@@ -158,7 +158,7 @@ def test_a_signal_ends_a_command_in_order(tmp_path: Path, number: signal.Signals
     process.send_signal(number)
     printed, said = process.communicate(timeout=60)
     assert process.returncode == 1 and printed == ""
-    assert len(said.splitlines()) == 1 and "stopped; the same call goes on from here" in said
+    assert "stopped; the same call goes on from here" in said.splitlines()[-1] and said.count(" ERROR ") == 1
     assert statuses(store) == ["KILLED"]
 
 
