@@ -3,15 +3,11 @@
 import argparse
 import json
 import os
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from medfocus.cluster.account import complete_environment, own_folder
@@ -21,6 +17,7 @@ from medfocus.pipeline.config import Config, documented_keys, load_config
 from medfocus.pipeline.credentials import without_credentials
 from medfocus.pipeline.errors import MedFocusError, TooManyQuarantined, UsageError
 from medfocus.pipeline.logs import configure, flush, log, only_results, show, without_codes
+from medfocus.pipeline.signals import stopped_by_signals
 
 _DESCRIPTION = """Archives of medical images to scored, explained results, with SAM2 regions guiding a frozen CLIP.
 Research software: not for clinical use."""
@@ -60,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     configure()
     try:
         call = _parser().parse_args(arguments)
-        with _stopped_by_signals(), only_results():
+        with stopped_by_signals(), only_results():
             return _attempt(call)
     finally:
         flush()
@@ -85,27 +82,6 @@ def _attempt(call: argparse.Namespace) -> int:
         known = own_error(error) or _unforeseen(error, config)
         return _report(known, known.exit_code)
     return 0
-
-
-@contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP, as schedulers and terminals send them, stop a command as Ctrl-C does."""
-    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        for other in numbers:  # what ends in order is not disturbed
-            signal.signal(other, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        numbers = []
-    for number in numbers:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
 
 
 def _run(call: argparse.Namespace, config: Config) -> dict[str, Any]:

@@ -132,8 +132,9 @@ def attempt(call: Callable[[], T]) -> T:
 
 def _tracking_error(error: Exception) -> TrackingError:
     """What an error of MLflow means and how it is mended, in one line without credentials."""
-    text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     said = re.sub(r"^\([\w.]+\) ", "", one_line(without_credentials(text)))
+    said = re.sub(r" failed with exception .*: ([^:]+?)['\")]*$", r" failed: \1", said)
     said = re.sub(r"^\{.*'M': (['\"])(.*?)\1[,}].*$", r"\2", said)  # PostgreSQL's message among its fields
     found = (mend for pattern, mend in _MENDS if re.search(pattern, said))
     mend = next(found, "start the server or correct MLFLOW_TRACKING_URI")
