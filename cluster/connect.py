@@ -59,7 +59,7 @@ def connected(address: str | None, cpus: int | None) -> Iterator[dict[str, float
         with _native_stderr_closed(), _signals_kept():
             ray.init(logging_level=logging.ERROR, log_to_driver=False, configure_logging=True, **options)
     except (OSError, ValueError, ray.exceptions.AuthenticationError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ClusterError(
             f"Ray at {address or 'this machine'}: {reason}; start Ray or correct cluster.address"
         ) from error

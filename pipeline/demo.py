@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -129,6 +130,6 @@ def _print(
     lines += [
         "Phantoms are drawings; nothing here is for clinical use.",
         f"See the masks: {picture}",
-        f"See the runs: {Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {shown_uri(config)}",
+        f"See the runs: {Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {quote(shown_uri(config))}",
     ]
     show("\n".join(lines))

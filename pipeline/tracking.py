@@ -126,5 +126,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(value, dict):
             flat |= _flat(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = without_credentials(str(value))[:_LONGEST_PARAMETER]
+            # Bytes of a path that are not UTF-8 cannot be kept.
+            text = without_credentials(str(value)).encode("utf-8", "backslashreplace").decode()
+            flat[f"{prefix}{key}"] = text[:_LONGEST_PARAMETER]
     return flat

@@ -57,6 +57,7 @@ _MENDS = (
     (r"error code 40[13]\b", "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to a user who may do that"),
     (r"'?(deleted|active)'? (state|lifecycle_stage)", "it was deleted meanwhile; the same call goes on with a new run"),
     (r"out-of-date database schema", "back it up, then run mlflow db upgrade with its URI"),
+    (r"disk is full|No space left|quota exceeded", "free some space, or set work to a folder on another disk"),
     (r"readonly database|unable to open database", "see that the file and its folder can be written"),
     (r"file is not a database|malformed", "the file is damaged; restore it, or move it away to begin a new store"),
 )
