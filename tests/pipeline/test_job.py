@@ -371,24 +371,6 @@ def test_a_prompts_file_of_another_model_is_refused(job: SimpleNamespace, tmp_pa
         resolve_model(str(tmp_path), job.config)
 
 
-def test_manifest_is_checked(tmp_path: Path) -> None:
-    place = locate(str(tmp_path), Config().storage)
-    with pytest.raises(UsageError, match=r"no manifest\.json"):
-        read_manifest(place)
-    for content, told in (("{}", "not a MedFocus manifest"), ('{"version": "9", "shards": []}', "schema version 9")):
-        (tmp_path / "manifest.json").write_text(content)
-        with pytest.raises(UsageError, match=told):
-            read_manifest(place)
-    (tmp_path / "manifest.json").write_text('{"version": "1", "shards": []}')
-    with pytest.raises(UsageError, match="names no image"):
-        read_manifest(place)
-
-
-def test_an_arrow_table_without_rows_is_still_a_record() -> None:
-    empty = pa.table({field.name: [] for field in records.QUARANTINE}, schema=records.QUARANTINE)
-    assert pq.read_table(pa.BufferReader(records.encode(empty))).schema.equals(records.QUARANTINE)
-
-
 def test_two_workers_that_stream_train_one_model(job: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     """Features too large for memory are read in every epoch; the workers share the training rows out."""
     monkeypatch.setattr(train, "_KEPT_IN_MEMORY", 0)

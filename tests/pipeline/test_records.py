@@ -38,3 +38,8 @@ def test_tokens_round_trip_as_float16_tensors() -> None:
     read = pq.read_table(pa.BufferReader(records.encode(pa.table({"tokens": column}))))
     assert read.schema.field("tokens").type == schema.field("tokens").type
     assert np.array_equal(read["tokens"].combine_chunks().to_numpy_ndarray(), tokens)
+
+
+def test_an_arrow_table_without_rows_is_still_a_record() -> None:
+    empty = pa.table({field.name: [] for field in records.QUARANTINE}, schema=records.QUARANTINE)
+    assert pq.read_table(pa.BufferReader(records.encode(empty))).schema.equals(records.QUARANTINE)
