@@ -54,7 +54,13 @@ def mlflow(folder: Path) -> Iterator[str]:
 def proxy(log: Path, user: str | None = None) -> Iterator[str]:
     """An HTTP proxy that notes its requests in ``log``; yields its ``host:port``. ``user`` is ``name:password``."""
     port = free_port()
-    command = [sys.executable, "-m", "tests.forward_proxy", str(port), str(log), *([user] if user else [])]
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("forward_proxy.py")),
+        str(port),
+        str(log),
+        *([user] if user else []),
+    ]
     with _serving(command, f"http://127.0.0.1:{port}", {}):
         yield f"127.0.0.1:{port}"
 

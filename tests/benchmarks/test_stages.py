@@ -24,7 +24,7 @@ CLUSTER = Cluster(nodes=10, cpus=16, gpus=0, gigabits=10, price=1, gpu_seconds=0
 def test_stages_are_measured_where_they_run(tmp_path: Path) -> None:
     """The benchmark in small; of an image only its pixels go to the models, and less comes out."""
     command = [sys.executable, "-m", "benchmarks.stages", "--images", "32", "--costs", str(tmp_path / "costs.json")]
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command, cwd=Path(__file__).parents[2], check=True, capture_output=True)
     costs = Costs(**json.loads((tmp_path / "costs.json").read_text()))
     assert all(costs.cpu[stage] > 0 for stage in STAGES)
     pixels = 320 * 320

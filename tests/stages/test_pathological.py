@@ -15,6 +15,7 @@ import numpy as np
 
 from tests.stages.cases import decoded
 
+REPOSITORY = Path(__file__).parents[2]
 _FILES, _MEMORY, _SECONDS = 20, 4 << 30, 60
 # Decodes files under limits and prints a line for each: error, message, height and width.
 _CHILD = f"""
@@ -35,7 +36,9 @@ def outcomes(paths: Sequence[Path]) -> Iterator[tuple[Path, list[str]]]:
     left = list(paths)
     while left:
         command = [sys.executable, "-W", "ignore", "-c", _CHILD, *map(str, left)]
-        child = subprocess.run(command, capture_output=True, text=True, timeout=4 * _SECONDS, check=False)
+        child = subprocess.run(
+            command, capture_output=True, text=True, timeout=4 * _SECONDS, cwd=REPOSITORY, check=False
+        )
         lines = [json.loads(line) for line in child.stdout.splitlines()]
         yield from zip(left, lines, strict=False)
         left = left[len(lines) :]
