@@ -22,14 +22,16 @@ import pyarrow as pa
 
 from benchmarks.nothing import NoModels
 from benchmarks.untrained import untrained
-from medfocus.pipeline import flow, records, score
-from medfocus.pipeline.commit import PREDICTIONS, QUARANTINE, Output, part_name
+from medfocus.pipeline.commands import score
 from medfocus.pipeline.config import Config
-from medfocus.pipeline.logs import Progress
-from medfocus.pipeline.manifest import ShardEntry, write_manifest
-from medfocus.pipeline.models import resolve_model
-from medfocus.pipeline.shard_writer import ImageFile, write_shard
-from medfocus.pipeline.storage import locate
+from medfocus.pipeline.console.logs import Progress
+from medfocus.pipeline.data import records
+from medfocus.pipeline.data.commit import PREDICTIONS, QUARANTINE, Output, part_name
+from medfocus.pipeline.data.manifest import ShardEntry, write_manifest
+from medfocus.pipeline.data.storage import locate
+from medfocus.pipeline.execution import stream
+from medfocus.pipeline.ingest.shard_writer import ImageFile, write_shard
+from medfocus.pipeline.models.registry import resolve_model
 from medfocus.starter.phantoms import write_set
 
 MOST_SECONDS, MOST_MIB = 60.0, 1024
@@ -100,7 +102,7 @@ def resumed(folder: Path) -> Run:
 
 
 def _measured(folder: Path, out: str, after_shard: Callable[[], None]) -> Run:
-    flow.ModelActor = NoModels  # type: ignore[assignment, misc]
+    stream.ModelActor = NoModels  # type: ignore[assignment, misc]
     commits = []
 
     def noted(_shown: Progress, _rows: int, _quarantined: int) -> None:

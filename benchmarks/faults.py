@@ -16,7 +16,7 @@ from pathlib import Path
 import boto3
 
 from medfocus.cluster.connect import connected
-from medfocus.pipeline import embed, pack, train
+from medfocus.pipeline.commands import embed, pack, train
 from medfocus.pipeline.config import load_config
 from medfocus.starter.phantoms import write_set
 from tests import servers

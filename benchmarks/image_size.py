@@ -18,10 +18,10 @@ from PIL import Image
 
 from benchmarks.starter import SEED, Cover, covering
 from medfocus.cluster.connect import connected
-from medfocus.pipeline import embed, evaluate, pack, score, train
-from medfocus.pipeline.actors import load_segment
-from medfocus.pipeline.commit import PREDICTIONS
+from medfocus.pipeline.commands import embed, evaluate, pack, score, train
 from medfocus.pipeline.config import Config, load_config
+from medfocus.pipeline.data.commit import PREDICTIONS
+from medfocus.pipeline.execution.actor import load_segment
 from medfocus.stages.masks import decode_mask
 from medfocus.starter.phantoms import draw, write_set
 

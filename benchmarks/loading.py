@@ -15,12 +15,12 @@ import ray
 from ray.data import DataIterator
 
 from medfocus.cluster.connect import connected
-from medfocus.pipeline import embed, pack
-from medfocus.pipeline.commit import FEATURES
+from medfocus.pipeline.commands import embed, pack
+from medfocus.pipeline.commands.train import _datasets, _read_labels, hold_out
 from medfocus.pipeline.config import Config, load_config
-from medfocus.pipeline.storage import locate
-from medfocus.pipeline.train import _datasets, _read_labels, hold_out
-from medfocus.pipeline.training_loop import _SHUFFLED
+from medfocus.pipeline.data.commit import FEATURES
+from medfocus.pipeline.data.storage import locate
+from medfocus.pipeline.training.loop import _SHUFFLED
 from medfocus.starter.phantoms import write_set
 
 IMAGES = 64

@@ -18,7 +18,7 @@ from time import monotonic, sleep
 import psutil
 
 from medfocus.cluster.connect import connected
-from medfocus.pipeline import embed, pack, train
+from medfocus.pipeline.commands import embed, pack, train
 from medfocus.pipeline.config import load_config
 from medfocus.starter.phantoms import write_set
 from tests.faults.injection import Scoring, ended

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from medfocus.pipeline.actors import ModelActor, Work
+from medfocus.pipeline.execution.actor import ModelActor, Work
 from medfocus.stages.batch import Batch
 
 

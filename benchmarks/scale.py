@@ -19,7 +19,7 @@ from benchmarks.stages import Costs
 from benchmarks.throughput.work import ROWS_PER_SHARD, prepare
 from medfocus.cluster.resources import plan
 from medfocus.pipeline.config import PackSection
-from medfocus.pipeline.flow import _SHARDS_PER_ACTOR
+from medfocus.pipeline.execution.stream import _SHARDS_PER_ACTOR
 from tests.faults.injection import Scoring, ended
 
 MILLION = 1_000_000

@@ -22,14 +22,15 @@ import pandas as pd
 from benchmarks.throughput.work import Work, prepare
 from medfocus.cluster.connect import connected
 from medfocus.cluster.resources import plan
-from medfocus.pipeline import actors, checkpoints, flow
-from medfocus.pipeline.commit import PREDICTIONS, Output
-from medfocus.pipeline.logs import progress
-from medfocus.pipeline.manifest import read_manifest
-from medfocus.pipeline.models import load_model
-from medfocus.pipeline.reading import read_and_decode
-from medfocus.pipeline.storage import locate
-from medfocus.pipeline.writing import Version
+from medfocus.pipeline.console.logs import progress
+from medfocus.pipeline.data.commit import PREDICTIONS, Output
+from medfocus.pipeline.data.manifest import read_manifest
+from medfocus.pipeline.data.storage import locate
+from medfocus.pipeline.execution import actor, stream
+from medfocus.pipeline.execution.read import read_and_decode
+from medfocus.pipeline.execution.write import Version
+from medfocus.pipeline.models import model_files
+from medfocus.pipeline.models.registry import load_model
 from medfocus.stages.batch import Batch
 
 STAGES = ("decode", "segment", "embed", "commit")
@@ -60,7 +61,7 @@ def held(column: Any) -> int:
     return int(column.nbytes) if column.dtype != object else sum(len(value) for value in column)
 
 
-class TimedModels(actors.ModelActor):
+class TimedModels(actor.ModelActor):
     def __init__(self, *given: Any):
         super().__init__(*given)
         self.segment = partial(timed, "segment", self.segment)  # type: ignore[assignment]
@@ -94,8 +95,8 @@ def measure(work: Work) -> Costs:
     calls = work.folder / "calls"
     calls.mkdir()
     os.environ[FOLDER] = str(calls)
-    flow.ModelActor = TimedModels  # type: ignore[assignment, misc]
-    flow.read_and_decode = timed_decode  # type: ignore[assignment]
+    stream.ModelActor = TimedModels  # type: ignore[assignment, misc]
+    stream.read_and_decode = timed_decode  # type: ignore[assignment]
     config, model = work.config, load_model(work.model)
     source, out = (locate(str(place), config.storage) for place in (work.shards, work.folder / "out"))
     manifest = read_manifest(source)
@@ -104,9 +105,9 @@ def measure(work: Work) -> Costs:
         version = Version("benchmark", model.settings.classes)
         output = Output(out, PREDICTIONS)
         output.begin({}, manifest)
-        side = checkpoints.image_size(config.segment, config.storage)
-        whole = actors.Work(source, output, config, model.foundation, side, version, model.prompts(None))
-        flow.run_shards(manifest.shards, whole, plan(resources), shown)
+        side = model_files.image_size(config.segment, config.storage)
+        whole = actor.Work(source, output, config, model.foundation, side, version, model.prompts(None))
+        stream.run_shards(manifest.shards, whole, plan(resources), shown)
     return summed(pd.DataFrame(_read(calls)), began, work)
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from medfocus.pipeline import checkpoints
 from medfocus.pipeline.config import Config, SegmentSection
+from medfocus.pipeline.models import model_files
 from medfocus.stages.batched_sam2 import decode_prompts, encode_images
 from medfocus.stages.masks import decode_mask, main_piece
 from medfocus.stages.segment import OUTLINE, Segment
@@ -221,7 +221,7 @@ def zero_shot(
 def measure() -> list[Row]:
     """All rows of the table."""
     config = Config()
-    source = checkpoints.resolve_sam2(config.segment, config.storage)
+    source = model_files.resolve_sam2(config.segment, config.storage)
     sam2 = load_sam2(source.model, source.checkpoint)
     phantoms = {preset: held_out(preset, sam2.image_size) for preset in PRESETS}
     mixed = [phantom for pair in zip(*phantoms.values(), strict=True) for phantom in pair][:IMAGES]
@@ -248,7 +248,7 @@ def measure() -> list[Row]:
         Row("SAM2AutomaticMaskGenerator: IoU of the mask that fits a lesion best", f"{fit:.3f}"),
     ]
 
-    source = checkpoints.resolve_clip(config.clip, config.storage)
+    source = model_files.resolve_clip(config.clip, config.storage)
     clip, tokenizer = load_clip(source.model, source.checkpoint), load_tokenizer(source.model)
     everything = [*phantoms["easy"], *phantoms["hard"]]
     words = [word for name in MODALITIES for word in MODALITY_WORDS[name]]

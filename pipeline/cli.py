@@ -12,12 +12,12 @@ from typing import Any
 
 from medfocus.cluster.account import complete_environment, own_folder
 from medfocus.cluster.errors import ClusterError
-from medfocus.pipeline.causes import own_error, reason
 from medfocus.pipeline.config import Config, documented_keys, load_config
-from medfocus.pipeline.credentials import without_credentials
+from medfocus.pipeline.console.causes import own_error, reason
+from medfocus.pipeline.console.credentials import without_credentials
+from medfocus.pipeline.console.logs import configure, flush, log, only_results, show, without_codes
+from medfocus.pipeline.console.signals import stopped_by_signals
 from medfocus.pipeline.errors import MedFocusError, TooManyQuarantined, UsageError
-from medfocus.pipeline.logs import configure, flush, log, only_results, show, without_codes
-from medfocus.pipeline.signals import stopped_by_signals
 
 _DESCRIPTION = """Archives of medical images to scored, explained results, with SAM2 regions guiding a frozen CLIP.
 Research software: not for clinical use."""
@@ -86,7 +86,7 @@ def _attempt(call: argparse.Namespace) -> int:
 
 def _run(call: argparse.Namespace, config: Config) -> dict[str, Any]:
     # Imported when asked for: ray, torch and mlflow take seconds.
-    run: Callable[..., dict[str, Any]] = import_module(f"medfocus.pipeline.{call.command}").run
+    run: Callable[..., dict[str, Any]] = import_module(f"medfocus.pipeline.commands.{call.command}").run
     options = {name: getattr(call, name) for name in ("overwrite", "retry_quarantined") if name in call}
     return run(config, *(getattr(call, name) for name in _POSITIONS[call.command]), **options)
 

@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 from PIL import BmpImagePlugin, GifImagePlugin
 
-from medfocus.stages import media_types
 from medfocus.stages.batch import Batch, fail, start, well
-from medfocus.stages.jpeg import read_jpeg
-from medfocus.stages.jpeg2000 import read_jpeg_2000
-from medfocus.stages.media_types import is_dib, media_type_of
-from medfocus.stages.picture import ImageError, Picture
-from medfocus.stages.pillow_image import read_image
-from medfocus.stages.png import read_png
-from medfocus.stages.tiff import read_tiff
-from medfocus.stages.webp import read_webp
+from medfocus.stages.formats import media_types
+from medfocus.stages.formats.jpeg import read_jpeg
+from medfocus.stages.formats.jpeg2000 import read_jpeg_2000
+from medfocus.stages.formats.media_types import is_dib, media_type_of
+from medfocus.stages.formats.picture import ImageError, Picture
+from medfocus.stages.formats.pillow_image import read_image
+from medfocus.stages.formats.png import read_png
+from medfocus.stages.formats.tiff import read_tiff
+from medfocus.stages.formats.webp import read_webp
 
 __all__ = ["Decode", "media_type_of"]
 

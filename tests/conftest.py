@@ -80,31 +80,31 @@ def field_pictures(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="session")
 def starter_sam2():
-    from medfocus.pipeline import checkpoints
     from medfocus.pipeline.config import Config
+    from medfocus.pipeline.models import model_files
     from medfocus.stages.weights import load_sam2
 
-    source = checkpoints.resolve_sam2(Config().segment, Config().storage)
+    source = model_files.resolve_sam2(Config().segment, Config().storage)
     return load_sam2(source.model, source.checkpoint)
 
 
 @pytest.fixture(scope="session")
 def starter_clip():
-    from medfocus.pipeline import checkpoints
     from medfocus.pipeline.config import Config
+    from medfocus.pipeline.models import model_files
     from medfocus.stages.weights import load_clip
 
-    source = checkpoints.resolve_clip(Config().clip, Config().storage)
+    source = model_files.resolve_clip(Config().clip, Config().storage)
     return load_clip(source.model, source.checkpoint)
 
 
 @pytest.fixture(scope="session")
 def starter_tokenizer():
-    from medfocus.pipeline import checkpoints
     from medfocus.pipeline.config import Config
+    from medfocus.pipeline.models import model_files
     from medfocus.stages.weights import load_tokenizer
 
-    return load_tokenizer(checkpoints.resolve_clip(Config().clip, Config().storage).model)
+    return load_tokenizer(model_files.resolve_clip(Config().clip, Config().storage).model)
 
 
 @pytest.fixture

@@ -23,8 +23,8 @@ from benchmarks.fewshot.methods import ANCHOR, Method, Task, all_methods
 from benchmarks.fewshot.prepare import Backbone, Data, prepare, write_labels
 from benchmarks.fewshot.protocol import Budget, cross_fitted_temperature, judge
 from medfocus.cluster.connect import connected
-from medfocus.pipeline import tracking
 from medfocus.pipeline.config import Config, load_config
+from medfocus.pipeline.tracking import runs
 
 SHARES = ("5%", "10%", "20%", "50%", "100%")
 SHOTS = ("1 shots", "2 shots", "4 shots", "8 shots", "16 shots", "16 shots, natural")
@@ -164,12 +164,12 @@ def _keep(folder: Path, rows: pd.DataFrame, table: str, drawn: dict, config: Con
     (folder / "table.md").write_text(table + "\n")
     write_labels(folder / "labels.json", drawn)
     charts.draw_budgets(folder / "accuracy.png", rows)
-    with tracking.run("fewshot benchmark", config):
+    with runs.run("fewshot benchmark", config):
         for name in ("rows.parquet", "table.md", "accuracy.png"):
             mlflow.log_artifact(str(folder / name))
         means = rows.groupby(["method", "budget"], sort=False, as_index=False)["accuracy"].mean()
         named = zip(means["method"], means["budget"], means["accuracy"], strict=True)
-        tracking.log_metrics({f"accuracy/{_key(method)}/{_key(budget)}": value for method, budget, value in named})
+        runs.log_metrics({f"accuracy/{_key(method)}/{_key(budget)}": value for method, budget, value in named})
 
 
 def _key(name: str) -> str:

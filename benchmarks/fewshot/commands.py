@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from medfocus.pipeline import evaluate, records, score, train
-from medfocus.pipeline.commit import FEATURES, RUN_FILE
+from medfocus.pipeline.commands import evaluate, score, train
 from medfocus.pipeline.config import Config
+from medfocus.pipeline.data import records
+from medfocus.pipeline.data.commit import FEATURES, RUN_FILE
 
 
 def by_commands(folder: Path, config: Config, drawn: Collection[str]) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from PIL import Image
 
 from benchmarks.fewshot import anchor
 from benchmarks.fewshot.examples import Examples
-from medfocus.pipeline import checkpoints, embed, pack
+from medfocus.pipeline.commands import embed, pack
 from medfocus.pipeline.config import Config
+from medfocus.pipeline.models import model_files
 from medfocus.stages.decode import Decode
 from medfocus.stages.embed import Embed
 from medfocus.stages.masks import bounding_box, cover, decode_mask, encode_mask, main_piece, square_about
@@ -54,9 +55,9 @@ class Backbone:
 
     @classmethod
     def of(cls, config: Config) -> "Backbone":
-        source = checkpoints.resolve_clip(config.clip, config.storage)
+        source = model_files.resolve_clip(config.clip, config.storage)
         clip = load_clip(source.model, source.checkpoint, source.preprocess)
-        decoded = checkpoints.image_size(config.segment, config.storage)
+        decoded = model_files.image_size(config.segment, config.storage)
         return cls(clip, load_tokenizer(source.model), ImageTower(clip, config.clip.cut).eval(), decoded)
 
 

@@ -10,8 +10,8 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from benchmarks.fewshot.examples import Examples
 from benchmarks.fewshot.methods import Method, Task
-from medfocus.pipeline.calibration import fit_temperature
-from medfocus.pipeline.metrics import Judged, measure
+from medfocus.pipeline.evaluation.metrics import Judged, measure
+from medfocus.pipeline.models.calibration import fit_temperature
 
 FOLDS = 3
 

@@ -32,8 +32,8 @@ from benchmarks.memory import held
 from benchmarks.starter import Cover, covering, iou
 from benchmarks.throughput.full import write_full_size
 from benchmarks.throughput.work import ROWS_PER_SHARD, Work, actors, prepare
-from medfocus.pipeline.manifest import read_manifest, write_manifest
-from medfocus.pipeline.storage import locate
+from medfocus.pipeline.data.manifest import read_manifest, write_manifest
+from medfocus.pipeline.data.storage import locate
 from medfocus.stages.masks import decode_mask
 from tests import servers
 from tests.faults.injection import Scoring, ended

@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.starter import automatic_generator, best_union, fit_to
 from benchmarks.throughput.work import ROWS_PER_SHARD, Stages, Work, actors
-from medfocus.pipeline.actors import ENVIRONMENT
+from medfocus.pipeline.execution.actor import ENVIRONMENT
 from medfocus.stages.batch import Batch
 from medfocus.stages.batched_sam2 import ImageFeatures
 from medfocus.stages.masks import bounding_box, encode_mask, main_piece

@@ -13,10 +13,10 @@ import torch
 from benchmarks.untrained import untrained
 from medfocus.cluster.connect import connected
 from medfocus.cluster.resources import plan
-from medfocus.pipeline import pack
-from medfocus.pipeline.actors import load_embed, load_segment
+from medfocus.pipeline.commands import pack
 from medfocus.pipeline.config import Config, load_config
-from medfocus.pipeline.models import load_model
+from medfocus.pipeline.execution.actor import load_embed, load_segment
+from medfocus.pipeline.models.registry import load_model
 from medfocus.stages.batch import Batch
 from medfocus.stages.decode import Decode
 from medfocus.starter.phantoms import CLASSES, write_set

@@ -4,13 +4,14 @@ import pytest
 
 from benchmarks.control import UNFINISHED, prepare, settings
 from benchmarks.nothing import NoModels
-from medfocus.pipeline import flow, score
+from medfocus.pipeline.commands import score
+from medfocus.pipeline.execution import stream
 
 
 def test_a_run_goes_on_in_several_plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_session: None) -> None:
     """The benchmark's own archive, small: one shard in a hundred is left, two of them in a plan of Ray Data."""
-    monkeypatch.setattr(flow, "ModelActor", NoModels)
-    monkeypatch.setattr(flow, "_SHARDS_PER_ACTOR", 2)
+    monkeypatch.setattr(stream, "ModelActor", NoModels)
+    monkeypatch.setattr(stream, "_SHARDS_PER_ACTOR", 2)
     prepare(tmp_path, 5 * UNFINISHED)
     result = score.run(settings(tmp_path), *(str(tmp_path / name) for name in ("shards", "finished", "model")))
     assert (result["rows"], result["resumed"], result["quarantined"]) == (500, 495, 5)

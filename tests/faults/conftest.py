@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from medfocus.pipeline import embed, pack, train
+from medfocus.pipeline.commands import embed, pack, train
 from medfocus.pipeline.config import load_config
 from tests.faults.injection import Scoring
 

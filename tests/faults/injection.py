@@ -24,7 +24,7 @@ import psutil
 import pyarrow.parquet as pq
 
 from medfocus.pipeline.config import StorageSection
-from medfocus.pipeline.storage import locate
+from medfocus.pipeline.data.storage import locate
 
 HOOKS = Path(__file__).parent / "hooks"
 # Longest time that a run may take before a test gives it up.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medfocus.pipeline import pack
+from medfocus.pipeline.commands import pack
 from tests.faults.injection import ALL_WELL, Scoring, account
 
 pytestmark = pytest.mark.faults

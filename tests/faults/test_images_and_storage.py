@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 from ray.cluster_utils import Cluster
 
-from medfocus.pipeline import pack, quarantine
+from medfocus.pipeline.commands import pack, quarantine
 from medfocus.pipeline.config import StorageSection
-from medfocus.pipeline.storage import locate
+from medfocus.pipeline.data.storage import locate
 from tests.faults.injection import ALL_WELL, Scoring, account, ended, failing_s3, kill, wait_until
 
 pytestmark = pytest.mark.faults

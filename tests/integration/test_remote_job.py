@@ -15,7 +15,7 @@ import pytest
 
 from medfocus.pipeline import cli
 from medfocus.pipeline.config import StorageSection
-from medfocus.pipeline.storage import locate
+from medfocus.pipeline.data.storage import locate
 
 SETTINGS = ["--set", "segment.points_per_side=2", "--set", "train.epochs=2", "--set", "evaluate.resamples=50"]
 

@@ -15,10 +15,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from medfocus.pipeline import cli, logs, quarantine, records
+from medfocus.pipeline import cli
+from medfocus.pipeline.commands import quarantine
 from medfocus.pipeline.config import Config
+from medfocus.pipeline.console import logs
+from medfocus.pipeline.data import records
 from medfocus.pipeline.errors import MedFocusError
-from tests.pipeline.test_evaluate import CLASSES, archive, write_predictions
+from tests.pipeline.commands.test_evaluate import CLASSES, archive, write_predictions
 
 MEDFOCUS = f"{shlex.quote(sys.executable)} -m medfocus"
 ASCII = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

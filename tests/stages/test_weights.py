@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from medfocus.pipeline import checkpoints
 from medfocus.pipeline.config import ClipSection, SegmentSection, StorageSection
 from medfocus.pipeline.errors import UsageError
+from medfocus.pipeline.models import model_files
 from medfocus.stages.weights import VIDEO_PARTS, WeightsError, load_clip, load_sam2, read_state_dict, sam2_image_size
 
 STARTER = Path(__file__).parents[2] / "starter"
@@ -119,7 +119,7 @@ def test_image_size_is_known_without_building_the_model() -> None:
 
 
 def test_sources_local_s3_and_the_expected_hash(tmp_path: Path, s3) -> None:
-    from medfocus.pipeline.storage import locate
+    from medfocus.pipeline.data.storage import locate
 
     clip = load_clip(CLIP, None, seed=5)
     save_file({k: v.contiguous() for k, v in clip.state_dict().items()}, tmp_path / "w.safetensors")
@@ -128,22 +128,22 @@ def test_sources_local_s3_and_the_expected_hash(tmp_path: Path, s3) -> None:
     storage = StorageSection(cache=str(tmp_path / "cache"))
     uri = s3("weights") + "/models/w.safetensors"
     locate(uri, storage).write(content)
-    local = checkpoints.resolve_clip(ClipSection(weights=str(tmp_path / "w.safetensors"), sha256=digest), storage)
-    fetched = checkpoints.resolve_clip(ClipSection(weights=uri, sha256=digest), storage)
+    local = model_files.resolve_clip(ClipSection(weights=str(tmp_path / "w.safetensors"), sha256=digest), storage)
+    fetched = model_files.resolve_clip(ClipSection(weights=uri, sha256=digest), storage)
     assert fetched.checkpoint.read_bytes() == content and fetched.checkpoint.is_relative_to(tmp_path / "cache")
     assert fetched.identity() == local.identity()
-    again = checkpoints.resolve_clip(ClipSection(weights=uri), storage)
+    again = model_files.resolve_clip(ClipSection(weights=uri), storage)
     assert again.checkpoint == fetched.checkpoint
     with pytest.raises(UsageError, match=f"sha256 is {digest}, not the configured {'0' * 64}"):
-        checkpoints.resolve_clip(ClipSection(weights=uri, sha256="0" * 64), storage)
+        model_files.resolve_clip(ClipSection(weights=uri, sha256="0" * 64), storage)
     for absent in (str(tmp_path / "absent.pt"), uri + "x"):
         with pytest.raises(UsageError, match="no such weights file"):
-            checkpoints.resolve_clip(ClipSection(weights=absent), storage)
+            model_files.resolve_clip(ClipSection(weights=absent), storage)
 
 
 def test_a_model_without_weights_is_not_run_on_random_ones(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no weights are configured"):
-        checkpoints.resolve_clip(ClipSection(model="ViT-B-16"), StorageSection())
+        model_files.resolve_clip(ClipSection(model="ViT-B-16"), StorageSection())
     (tmp_path / "sam2.json").write_text((SAM2 / "sam2.json").read_text())
     with pytest.raises(UsageError, match="no weights are configured"):
-        checkpoints.resolve_sam2(SegmentSection(model=str(tmp_path)), StorageSection())
+        model_files.resolve_sam2(SegmentSection(model=str(tmp_path)), StorageSection())

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from medfocus.pipeline import checkpoints
 from medfocus.pipeline.config import Config
+from medfocus.pipeline.models import model_files
 from medfocus.stages.weights import load_clip, load_sam2, read_state_dict
 from medfocus.starter import pretrain, sam2_recipe
 from medfocus.starter.phantoms import draw
@@ -90,8 +90,8 @@ def test_training_phantoms_are_none_of_the_demo_s() -> None:
 def test_what_ships_is_small_and_loads() -> None:
     config = Config()
     sources = [
-        checkpoints.resolve_sam2(config.segment, config.storage),
-        checkpoints.resolve_clip(config.clip, config.storage),
+        model_files.resolve_sam2(config.segment, config.storage),
+        model_files.resolve_clip(config.clip, config.storage),
     ]
     assert sum(source.checkpoint.stat().st_size for source in sources) < 30 * 10**6
     load_sam2(sources[0].model, sources[0].checkpoint)

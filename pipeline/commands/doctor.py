@@ -1,0 +1,146 @@
+"""``medfocus doctor``: what is installed and reachable, and the mend for what is not."""
+
+import platform
+import shutil
+import sys
+import uuid
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from medfocus.cluster.errors import ClusterError
+from medfocus.pipeline.config import ClipSection, Config, SegmentSection
+from medfocus.pipeline.console.causes import own_error, reason
+from medfocus.pipeline.console.credentials import without_credentials
+from medfocus.pipeline.console.logs import show
+from medfocus.pipeline.data.storage import locate, s3_endpoint
+from medfocus.pipeline.errors import MedFocusError
+
+# What may be broken is imported by its own check, so that one library that is does not hide the others.
+
+_LEAST_FREE_BYTES = 2 << 30
+
+
+def run(config: Config, probe: str | None) -> dict[str, Any]:
+    """Check everything a run needs and print a line for each; one failed check does not hide another.
+
+    Args:
+        config: says which cluster, store and weights are meant.
+        probe: prefix below which a small file is written, read and deleted; None leaves object storage out.
+
+    Raises:
+        MedFocusError: something is wrong; the printed lines say what, and the mend.
+    """
+    checks: list[tuple[str, Callable[[], str]]] = [
+        ("python", _python),
+        ("torch", _torch),
+        ("torchvision", _torchvision),
+        ("ray", lambda: _ray(config)),
+        ("storage", lambda: _storage(config, probe)),
+        ("mlflow", lambda: _mlflow(config)),
+        ("sam2 weights", lambda: _weights("resolve_sam2", config.segment, config)),
+        ("clip weights", lambda: _weights("resolve_clip", config.clip, config)),
+        ("disk", lambda: _disk(config)),
+    ]
+    found: dict[str, str] = {}
+    wrong: list[str] = []
+    for name, check in checks:
+        try:
+            found[name] = check()
+            show(f"ok     {name}: {found[name]}")
+        except Exception as error:  # whatever is wrong with one thing, the others are still worth a look
+            wrong.append(name)
+            show(f"wrong  {name}: {_reason(error)}")
+    if wrong:
+        raise MedFocusError(
+            f"{len(wrong)} of {len(checks)} checks failed ({', '.join(wrong)}); the lines above say the mend"
+        )
+    return {"checks": found}
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong and the mend, in one line."""
+    told = without_credentials(reason(error))
+    if own_error(error):
+        return told
+    if isinstance(error, OSError):
+        return f"{told}; check that it is there and may be used"
+    return f"{told}; install MedFocus again with its constraints.txt (make demo does)"
+
+
+def _python() -> str:
+    if not (3, 11) <= sys.version_info[:2] < (3, 13):
+        raise MedFocusError(
+            f"Python {platform.python_version()}, MedFocus needs 3.11 or 3.12; make the environment with it"
+        )
+    return f"{platform.python_version()} on {platform.machine()}"
+
+
+def _torch() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        return f"{torch.__version__}, no CUDA device, models run on {torch.get_num_threads()} CPU threads"
+    names = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+    return f"{torch.__version__}, CUDA {torch.version.cuda}, {names}"
+
+
+def _torchvision() -> str:
+    from medfocus.stages import torchvision_ops
+
+    # isort: split
+    import torchvision
+
+    own = "its own operators" if torchvision_ops.library is None else "stand-in schemas, as the wheel is built for CUDA"
+    return f"{torchvision.__version__}, {own}"
+
+
+def _ray(config: Config) -> str:
+    from medfocus.cluster.connect import connected
+
+    try:
+        with connected(config.cluster.address, config.cluster.cpus) as resources:
+            held = f"{resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs"
+    except ClusterError as error:
+        raise MedFocusError(str(error)) from error
+    return f"{version('ray')}, {config.cluster.address or 'started here'}: {held}"
+
+
+def _storage(config: Config, probe: str | None) -> str:
+    endpoint = without_credentials(s3_endpoint(config.storage) or "AWS")
+    if probe is None:
+        return f"not probed, S3 endpoint {endpoint}; --probe PREFIX writes, reads and deletes a small file"
+    place = locate(probe, config.storage) / f".medfocus-doctor-{uuid.uuid4().hex}"
+    content = uuid.uuid4().bytes
+    place.write(content)
+    try:
+        if place.read() != content:
+            raise MedFocusError(f"{probe}: what was written is not what is read; do not use this storage")
+    finally:
+        place.delete()
+    return f"{probe}: wrote, read and deleted a file, S3 endpoint {endpoint}"
+
+
+def _mlflow(config: Config) -> str:
+    from medfocus.pipeline.tracking.store import connect, shown_uri
+
+    connect(config)
+    return f"{version('mlflow')}, {shown_uri(config)}"
+
+
+def _weights(resolve: str, section: SegmentSection | ClipSection, config: Config) -> str:
+    from medfocus.pipeline.models import model_files
+    from medfocus.stages.weights import file_sha256
+
+    source = getattr(model_files, resolve)(section, config.storage)
+    return f"{source.checkpoint.name}, sha256 {file_sha256(source.checkpoint)}"
+
+
+def _disk(config: Config) -> str:
+    work = Path(config.work).absolute()
+    existing = next(path for path in (work, *work.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < _LEAST_FREE_BYTES:
+        raise MedFocusError(f"{free >> 20} MiB free at {existing}; free some, or set work to a folder on another disk")
+    return f"{free >> 30} GiB free at {existing}"

@@ -1,0 +1,48 @@
+"""``medfocus quarantine``: what is in quarantine, by cause."""
+
+from collections import Counter
+from typing import Any
+
+import pyarrow.dataset as pads
+
+from medfocus.pipeline.config import Config
+from medfocus.pipeline.console.logs import show
+from medfocus.pipeline.data.commit import QUARANTINE
+from medfocus.pipeline.data.storage import locate
+from medfocus.pipeline.errors import UsageError, before_start
+
+
+def run(config: Config, out: str) -> dict[str, Any]:
+    """Count the quarantined rows of a prefix by stage and error, and print a line for each with one of its messages.
+
+    Args:
+        config: says how storage is reached.
+        out: prefix that ``pack``, ``embed`` or ``score`` wrote.
+
+    Raises:
+        UsageError: there is no such prefix.
+    """
+    with before_start():
+        prefix = locate(out, config.storage)
+        folder = prefix / QUARANTINE
+        if not prefix.is_folder():
+            raise UsageError(f"{prefix.uri}: nothing is there; give a prefix that pack, embed or score wrote")
+        names = folder.files(".parquet")
+    counts: Counter[tuple[str, str]] = Counter()
+    messages: dict[tuple[str, str], str] = {}
+    if names:
+        paths = [f"{folder.path}/{name}" for name in names]
+        dataset = pads.dataset(paths, filesystem=folder.filesystem, format="parquet")
+        for batch in dataset.to_batches(columns=["stage", "error", "message"]):
+            for row in batch.to_pylist():
+                cause = row["stage"], row["error"]
+                counts[cause] += 1
+                messages.setdefault(cause, row["message"])
+    causes = [
+        {"stage": stage, "error": error, "rows": rows, "message": messages[stage, error]}
+        for (stage, error), rows in counts.most_common()
+    ]
+    for entry in causes:
+        show("{rows:>9} {stage:<9} {error:<15} such as: {message}".format(**entry))
+    show(f"{counts.total():>9} rows in quarantine")
+    return {"quarantined": counts.total(), "causes": causes}

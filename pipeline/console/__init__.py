@@ -1,0 +1,1 @@
+"""What a person reads: results, log lines, progress, and the cause of an error."""

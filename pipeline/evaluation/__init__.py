@@ -1,0 +1,1 @@
+"""Predictions against their labels: metrics with intervals, and charts."""

@@ -1,0 +1,1 @@
+"""Label files of every dialect, and how their rows find their images."""

@@ -1,0 +1,90 @@
+"""Classes named by folders, where there is no label file.
+
+The first folder below the source names the class, however deep the image lies in it: ``class/patient/image.png``.
+Folders such as ``train`` and ``test`` are splits, not classes: the first folder below them names the class.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from medfocus.pipeline.console.logs import event, log
+from medfocus.pipeline.labels.reader import normal_form, shown_classes, warn_of_like_classes
+
+_TRAINING = frozenset({"train", "training"})
+SPLITS = _TRAINING | {"val", "valid", "validation", "test", "testing"}
+
+
+class FolderClasses(NamedTuple):
+    """What folders say.
+
+    Args:
+        classes: of each image; None where it has none.
+        splits: names of the folders taken for splits.
+        beside_splits: images that are not below one of these.
+    """
+
+    classes: list[str | None]
+    splits: list[str]
+    beside_splits: int
+
+    def log(self) -> None:
+        """Log the classes and the splits that were found."""
+        if self.splits:
+            log.info(
+                "folders %s are taken for splits, not for classes: the folder below names the class, the split is not"
+                " kept",
+                ", ".join(self.splits),
+            )
+        if self.beside_splits:
+            log.warning("%d images lie beside the splits and have no class", self.beside_splits)
+        classes = Counter(name for name in self.classes if name is not None)
+        event("classes named by folders:", classes=shown_classes(classes))
+        if len(classes) == 1:
+            log.warning("all images with a class are of one class; if its folder is no class, give --labels")
+        warn_of_like_classes(classes)
+
+
+def folder_classes(names: Sequence[str]) -> FolderClasses:
+    """The class that folders name.
+
+    A level of folders is one of splits if all its folders have names of splits, or two of them, or if one is ``train``
+    or ``training`` and holds folders only; and if all images lie below the same folder above it. An image beside the
+    splits has no class.
+
+    Args:
+        names: place of each image below the source, with slashes.
+    """
+    folders = [name.split("/")[:-1] for name in names]
+    above = _level_of_splits([parts for parts in folders if parts])
+    if above is None:
+        return FolderClasses([normal_form(parts[0]) if parts else None for parts in folders], [], 0)
+    classes: list[str | None] = []
+    splits = set()
+    beside = 0
+    for parts in folders:
+        split = parts[above] if len(parts) > above else ""
+        if split.casefold() in SPLITS:
+            splits.add(split)
+            classes.append(normal_form(parts[above + 1]) if len(parts) > above + 1 else None)
+        else:
+            beside += 1
+            classes.append(None)
+    return FolderClasses(classes, sorted(splits), beside)
+
+
+def _level_of_splits(folders: Sequence[Sequence[str]]) -> int | None:
+    """How many folders are above those of splits; None where there are no splits."""
+    for level in range(max(map(len, folders), default=0)):
+        here = {parts[level].casefold() for parts in folders if len(parts) > level}
+        if here <= SPLITS or len(here & SPLITS) > 1 or _holds_classes(folders, level):
+            return level
+        if len(here) > 1 or any(len(parts) == level + 1 for parts in folders):
+            return None  # below, not all images share the folder above
+    return None
+
+
+def _holds_classes(folders: Sequence[Sequence[str]], level: int) -> bool:
+    """Whether a folder for training is at a level, and no image lies directly in it."""
+    depths = {len(parts) - level for parts in folders if len(parts) > level and parts[level].casefold() in _TRAINING}
+    return bool(depths) and min(depths) > 1

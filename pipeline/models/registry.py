@@ -1,0 +1,197 @@
+"""Trained models: the learned prompts as safetensors, and a JSON that says what they fit on.
+
+A model is registered in MLflow's registry and named by ``models:/NAME/VERSION`` (or ``models:/NAME@ALIAS``), or by
+the folder that holds its two files.
+"""
+
+import json
+import re
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import torch
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from safetensors.torch import save_file
+
+from medfocus.pipeline.config import Config
+from medfocus.pipeline.console.causes import reason
+from medfocus.pipeline.console.credentials import without_credentials
+from medfocus.pipeline.data.commit import settings_key
+from medfocus.pipeline.data.storage import locate
+from medfocus.pipeline.errors import UsageError
+from medfocus.pipeline.execution.actor import Prompts
+from medfocus.pipeline.models.calibration import Calibration
+from medfocus.pipeline.models.foundation import Foundation
+from medfocus.pipeline.tracking import runs
+from medfocus.pipeline.tracking.store import attempt, shown_uri
+from medfocus.pipeline.training.folds import HeldOut
+from medfocus.stages.prompt_settings import PromptSettings
+from medfocus.stages.weights import WeightsError, read_state_dict
+
+PROMPTS_FILE, SETTINGS_FILE = "prompts.safetensors", "prompts.json"
+# A new model's name: MLflow takes neither / nor :, its URIs neither @ nor what means something in a URI; and databases
+# keep so many characters of it.
+_NAME, _LONGEST_NAME = re.compile(r"[\w.-]+(?: [\w.-]+)*"), 250
+
+
+@dataclass(frozen=True)
+class Model:
+    """Learned prompts, their settings, the foundation they fit on, and how sure they may be.
+
+    ``held_out`` says of which rows the calibration is; None in a model of a version that did not record it.
+    """
+
+    settings: PromptSettings
+    state: dict[str, torch.Tensor]
+    foundation: Foundation
+    calibration: Calibration
+    held_out: HeldOut | None = None
+
+    def save(self, folder: Path) -> None:
+        """Write the two files of the model into a folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(self.state, folder / PROMPTS_FILE)
+        (folder / SETTINGS_FILE).write_text(json.dumps(self._content(), indent=1, sort_keys=True) + "\n")
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the settings, the foundation, the calibration and every learned number."""
+        tensors = {name: value.numpy().tobytes().hex() for name, value in self.state.items()}
+        return settings_key(self._content() | tensors)
+
+    def prompts(self, accept_at: float | None) -> Prompts:
+        """What actors need; ``accept_at`` in place of the fitted confidence where it is given."""
+        calibration = self.calibration if accept_at is None else replace(self.calibration, accept_at=accept_at)
+        return Prompts(self.settings, {name: value.numpy() for name, value in self.state.items()}, calibration)
+
+    def _content(self) -> dict[str, Any]:
+        parts = {"foundation": vars(self.foundation), "calibration": vars(self.calibration)}
+        if self.held_out is not None:
+            parts["held_out"] = vars(self.held_out)
+        return {"settings": self.settings.to_json(), **parts}
+
+
+def load_model(folder: Path, name: str | None = None) -> Model:
+    """A model from the folder that holds its two files.
+
+    Args:
+        folder: where the files are.
+        name: how the model is called in messages; by the folder's name if left out.
+
+    Raises:
+        UsageError: a file is missing, or is not what it should be.
+    """
+    name = name or folder.name
+    try:
+        content = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+        settings = PromptSettings.from_json(content["settings"])
+        foundation = Foundation(**content["foundation"])
+        calibration = Calibration(**content["calibration"])
+        held_out = HeldOut(**content["held_out"]) if "held_out" in content else None
+        return Model(settings, read_state_dict(folder / PROMPTS_FILE), foundation, calibration, held_out)
+    except FileNotFoundError as error:
+        missing = Path(error.filename).name if error.filename else PROMPTS_FILE
+        raise UsageError(f"{name}: its file {missing} is missing; give a model that train made") from error
+    except (OSError, KeyError, TypeError, ValueError, WeightsError) as error:
+        raise UsageError(f"{name}: not a MedFocus model ({reason(error)}); give one that train made") from error
+
+
+def check_name(name: str) -> None:
+    """Check that a model can be registered under a name and found again as ``models:/NAME/VERSION``.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if not _NAME.fullmatch(name) or len(name) > _LONGEST_NAME or name.strip(".") == "":
+        raise UsageError(
+            f"--name {name!r}: a model's name has letters, digits, dots, dashes, underscores and single blanks between"
+            f" them, at most {_LONGEST_NAME}; choose another"
+        )
+
+
+def register(model: Model, name: str, run_id: str) -> str:
+    """Log a model to its run and register it; returns its ``models:/`` URI.
+
+    Raises:
+        TrackingError: the store or the place of its files cannot be written.
+    """
+    client = mlflow.MlflowClient()
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(Path(folder))
+        attempt(lambda: client.log_artifacts(run_id, folder, "model"))
+    attempt(lambda: _create_registered_model(client, name))
+    source = f"{attempt(lambda: client.get_run(run_id)).info.artifact_uri}/model"
+    said: dict[str, Any] = {}
+    if model.held_out is not None:
+        said = {"tags": {"medfocus.held_out": model.held_out.how}, "description": model.held_out.sentence}
+    version = attempt(lambda: client.create_model_version(name, source, run_id, **said))
+    return f"models:/{name}/{version.version}"
+
+
+def _create_registered_model(client: mlflow.MlflowClient, name: str) -> None:
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def resolve_model(uri: str, config: Config) -> tuple[Model, str]:
+    """A model and its version by URI: ``models:/NAME/VERSION``, ``models:/NAME@ALIAS``, or a folder.
+
+    The version is ``NAME/VERSION``; for a folder it stands for the content.
+
+    Raises:
+        UsageError: there is no such model.
+        TrackingError: the store does not answer.
+    """
+    if not uri.startswith("models:"):
+        return _from_folder(uri, config)
+    named = re.fullmatch(r"models:/(?P<name>[^/]+)(?:/(?P<number>[0-9]+)|@(?P<alias>[^/@]+))", uri)
+    if named is None:
+        raise UsageError(f"{uri}: not models:/NAME/VERSION or models:/NAME@ALIAS; correct --model")
+    runs.connect(config)
+    version = attempt(lambda: _find_version(**named.groupdict()))
+    if version is None:
+        raise UsageError(f"{uri}: no such model in {shown_uri(config)}; correct --model")
+    with tempfile.TemporaryDirectory() as folder:
+        local = _download(uri, version, folder)
+        return load_model(Path(local), uri), f"{version.name}/{version.version}"
+
+
+def _find_version(name: str, number: str | None, alias: str | None) -> ModelVersion | None:
+    client = mlflow.MlflowClient()
+    try:
+        return client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+
+
+def _download(uri: str, version: ModelVersion, folder: str) -> str:
+    """The model's files in a folder on this machine."""
+    client = mlflow.MlflowClient()
+    source = attempt(lambda: client.get_model_version_download_uri(version.name, version.version))
+    try:
+        return mlflow.artifacts.download_artifacts(source, dst_path=folder)
+    except (MlflowException, OSError, ImportError) as error:
+        raise UsageError(
+            f"{uri}: its files cannot be read from {without_credentials(source)} ({reason(error)}); put them back, or"
+            " train it again"
+        ) from error
+
+
+def _from_folder(uri: str, config: Config) -> tuple[Model, str]:
+    location = locate(uri, config.storage)
+    if not (location / SETTINGS_FILE).exists():
+        raise UsageError(f"{uri}: holds no {SETTINGS_FILE}; give a models:/ URI or a folder with a model")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in (PROMPTS_FILE, SETTINGS_FILE):
+            (Path(folder) / name).write_bytes((location / name).read())
+        model = load_model(Path(folder), uri)
+    return model, f"folder/{model.digest[:12]}"

@@ -1,0 +1,1 @@
+"""Runs in MLflow, and the store that keeps them."""

@@ -1,0 +1,1 @@
+"""Prompt tuning on features: folds, the loop of each worker, and its checkpoint."""

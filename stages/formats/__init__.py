@@ -1,0 +1,1 @@
+"""One module an image format: from encoded bytes to a picture."""

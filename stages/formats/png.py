@@ -1,0 +1,77 @@
+"""PNG."""
+
+import struct
+import zlib
+from collections.abc import Iterator
+
+import imagecodecs
+from PIL import PngImagePlugin
+
+from medfocus.stages.formats.codec import decoded
+from medfocus.stages.formats.picture import ImageError, Picture, Raster, check_size
+from medfocus.stages.formats.pillow_image import orientation_of, read_image
+
+# Chunks that do not change what is shown here. Pillow refuses files whose texts or profile are long when unpacked.
+_NOTES = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+_SIGNATURE, _HEADER = 8, 33
+
+
+def read_png(content: bytes, max_pixels: int) -> Picture:
+    """Decode a PNG. Samples of 16 bits are decoded by libpng: Pillow cuts them to 8 where there is colour or alpha.
+
+    Raises:
+        ImageError: Undecodable, Truncated, TooManyPixels, ManyFrames or NothingShown.
+    """
+    chunks = list(_chunks(content))
+    if len(content) < _HEADER:
+        raise ImageError("Truncated", "the PNG is truncated: it ends before its header does")
+    if chunks[0][0] != b"IHDR":
+        raise ImageError("Undecodable", "the PNG does not begin with its header")
+    width, height, bits = struct.unpack(">IIB", content[16:25])
+    check_size(width, height, max_pixels)
+    exif = next((content[start + 8 : stop - 4] for kind, start, stop in chunks if kind == b"eXIf"), None)
+    try:
+        if bits < 16:
+            return read_image(_without_notes(content, chunks), "PNG", PngImagePlugin.PngImageFile, max_pixels, exif)
+        _check_sums(content, chunks)
+        if any(kind == b"acTL" and content[start + 8 : start + 12] > b"\0\0\0\1" for kind, start, _ in chunks):
+            raise ImageError("ManyFrames", "the file holds several frames; store each as an image of its own")
+        return _sixteen_bits(_without_notes(content, chunks), orientation_of(exif)).show()
+    except ImageError as error:
+        if error.kind == "Undecodable" and (chunks[-1][0] != b"IEND" or chunks[-1][2] > len(content)):
+            raise ImageError("Truncated", "the PNG is truncated: it ends before its last chunk") from error
+        raise
+
+
+def _sixteen_bits(content: bytes, orientation: int) -> Raster:
+    samples = decoded(imagecodecs.png_decode, content, "PNG")
+    colours = 1 if samples.shape[2] < 3 else 3
+    alpha = samples[..., colours] if samples.shape[2] > colours else None
+    return Raster(samples[..., :colours], None, alpha, opaque=65535, orientation=orientation)
+
+
+def _check_sums(content: bytes, chunks: list[tuple[bytes, int, int]]) -> None:
+    """Raise ImageError where a chunk that pixels depend on is damaged.
+
+    libpng would find that too, but imagecodecs 2026.3.6 loses a reference to None in each failure: after thousands of
+    them Python below 3.12 ends.
+    """
+    for kind, start, stop in chunks:
+        checksum = zlib.crc32(content[start + 4 : stop - 4]).to_bytes(4, "big")
+        if kind[:1].isupper() and checksum != content[stop - 4 : stop]:
+            raise ImageError("Undecodable", "the PNG is damaged: the checksum of a chunk is wrong")
+
+
+def _chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, start and stop of each chunk, up to IEND; the last may stop behind the end of the file."""
+    start, kind = _SIGNATURE, b""
+    while start + 8 <= len(content) and kind != b"IEND":
+        length, kind = struct.unpack_from(">I4s", content, start)
+        yield kind, start, start + 12 + length
+        start += 12 + length
+
+
+def _without_notes(content: bytes, chunks: list[tuple[bytes, int, int]]) -> bytes:
+    if not any(kind in _NOTES for kind, _, _ in chunks):
+        return content
+    return content[:_SIGNATURE] + b"".join(content[start:stop] for kind, start, stop in chunks if kind not in _NOTES)

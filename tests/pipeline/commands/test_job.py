@@ -1,0 +1,388 @@
+"""The whole job in this process on local folders: what is written, and what a second call does."""
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import mlflow
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from medfocus.pipeline.commands import embed, evaluate, pack, score, train
+from medfocus.pipeline.config import Config, load_config
+from medfocus.pipeline.data import records
+from medfocus.pipeline.data.manifest import read_manifest
+from medfocus.pipeline.data.storage import locate
+from medfocus.pipeline.errors import MedFocusError, TooManyQuarantined, UsageError
+from medfocus.pipeline.models.registry import resolve_model
+from medfocus.stages.classify import Classify
+from medfocus.stages.decode import Decode
+from medfocus.stages.embed import Embed
+from medfocus.stages.masks import decode_mask
+from medfocus.stages.prompted_clip import PromptedCLIP
+from medfocus.stages.segment import Segment
+
+COUNT, BAD = 48, 3
+
+
+def rows_of(folder: Path) -> list[dict]:
+    return [row for file in sorted(folder.glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> SimpleNamespace:
+    """Phantoms and three bad images, packed, embedded, trained on, scored and evaluated."""
+    root = tmp_path_factory.mktemp("job")
+    command = [sys.executable, "-m", "medfocus.starter.phantoms", str(root), "--count", str(COUNT)]
+    subprocess.run(command, check=True)
+    (root / "images" / "zero.png").write_bytes(b"\0")
+    (root / "images" / "cut.png").write_bytes((root / "images" / "000000.png").read_bytes()[:500])
+    (root / "images" / "text.jpg").write_bytes(b"this is no image")
+    with (root / "labels.csv").open("a") as labels:
+        labels.write("zero.png,ring lesion,P99999,north\n")
+    settings = ["pack.rows_per_shard=20", "segment.points_per_side=2", "train.epochs=3", "evaluate.resamples=50"]
+    settings.append("clip.views=2")
+    config = load_config(None, [f"work={root / 'work'}", "score.max_quarantined=0.2", *settings])
+    paths = SimpleNamespace(**{name: str(root / name) for name in ("shards", "features", "out")})
+    packed = pack.run(config, str(root / "images"), paths.shards, str(root / "labels.csv"))
+    embedded = embed.run(config, paths.shards, paths.features)
+    trained = train.run(config, paths.features, "phantoms")
+    scored = score.run(config, paths.shards, paths.out, trained["model_uri"])
+    evaluated = evaluate.run(config, paths.out, paths.shards)
+    return SimpleNamespace(**locals())
+
+
+def test_pack_bounds_shards_and_names_what_they_hold(job: SimpleNamespace) -> None:
+    assert job.packed["rows"] == COUNT + BAD and job.packed["labelled"] == COUNT + 1
+    manifest = read_manifest(locate(job.paths.shards, job.config.storage))
+    assert [shard.rows for shard in manifest.shards] == [20, 20, 11]
+    rows = rows_of(Path(job.paths.shards))
+    assert {row["image_id"] for row in rows} == {path.name for path in (job.root / "images").iterdir()}
+    for row in rows:
+        assert (job.root / "images" / row["image_id"]).read_bytes() == row["image"]
+        assert Path(row["source_uri"]).name == row["image_id"]
+    known = {row["image_id"]: row for row in rows}
+    assert known["000000.png"]["label"] == "solid mass" and known["000000.png"]["patient_id"] == "P00000"
+    assert known["cut.png"]["label"] is None and known["cut.png"]["patient_id"] is None
+    assert known["000000.png"]["media_type"] == "image/png" and known["text.jpg"]["media_type"] == "image/jpeg"
+
+
+def test_every_image_is_in_predictions_or_quarantine_once(job: SimpleNamespace) -> None:
+    predicted, refused = rows_of(job.root / "out" / "predictions"), rows_of(job.root / "out" / "quarantine")
+    ids = [row["image_id"] for row in predicted + refused]
+    assert sorted(ids) == sorted(path.name for path in (job.root / "images").iterdir())
+    assert {row["image_id"]: row["error"] for row in refused} == {
+        "zero.png": "Undecodable",
+        "cut.png": "Truncated",
+        "text.jpg": "Undecodable",
+    }
+    assert job.scored["scored"] == COUNT and job.scored["quarantined"] == BAD and job.scored["resumed"] == 0
+
+
+def test_predictions_equal_the_stages_run_bare(
+    job: SimpleNamespace, starter_sam2, starter_clip, starter_tokenizer
+) -> None:
+    """The same images through the stages in this process, without Ray, shards or storage."""
+    model, _ = resolve_model(job.trained["model_uri"], job.config)
+    predicted = {row["image_id"]: row for row in rows_of(job.root / "out" / "predictions")}
+    names = ["000003.png", "000017.png", "000040.png"]
+    batch = {
+        "image_id": np.array(names, object),
+        "image": np.array([(job.root / "images" / name).read_bytes() for name in names], object),
+        "media_type": np.full(3, "image/png", object),
+    }
+    options = job.config.segment.options
+    prompted = PromptedCLIP(starter_clip, starter_tokenizer, model.settings)
+    prompted.load_learned(model.state)
+    for stage in (
+        Decode(size=starter_sam2.image_size, max_pixels=10**8),
+        Segment(starter_sam2, **options),
+        Embed(prompted.tower, region=True, batch_size=3),
+        Classify(prompted, **vars(model.calibration), batch_size=3),
+    ):
+        batch = stage(batch)
+    for row, name in enumerate(names):
+        found = predicted[name]
+        assert np.allclose(found["probabilities"], batch["probabilities"][row], atol=2e-3)
+        height, width = found["mask"]["size"]
+        ours = decode_mask(batch["mask_counts"][row], height, width)
+        theirs = decode_mask(found["mask"]["counts"], height, width)
+        assert (ours & theirs).sum() / max((ours | theirs).sum(), 1) > 0.98
+        assert found["label"] == model.settings.classes[int(np.argmax(found["probabilities"]))]
+        assert found["confidence"] == pytest.approx(max(found["probabilities"]))
+        assert found["model_version"] == "phantoms/1"
+
+
+def test_features_hold_the_labelled_images_and_no_other(job: SimpleNamespace) -> None:
+    files = sorted((job.root / "features" / "features").glob("*.parquet"))
+    rows = [
+        row
+        for file in files
+        for row in pq.read_table(file, columns=["image_id", "label", "mask", "model_key"]).to_pylist()
+    ]
+    masks = {row["image_id"]: row["mask"] for row in rows_of(job.root / "out" / "predictions")}
+    assert {row["image_id"]: row["mask"] for row in rows} == masks
+    assert {row["image_id"] for row in rows} == {f"{index:06d}.png" for index in range(COUNT)} and len(rows) == COUNT
+    assert {row["model_key"] for row in rows} == {job.embedded["model_key"]}
+    schema = pq.read_schema(files[0])
+    records.check_record(schema, records.feature_schema(197, 192, region=True, augmented=1), "features")
+    assert [row["image_id"] for row in rows_of(job.root / "features" / "quarantine")] == ["zero.png"]
+
+
+def test_training_registers_a_small_model_of_tensors(job: SimpleNamespace) -> None:
+    model, version = resolve_model(job.trained["model_uri"], job.config)
+    assert version == "phantoms/1" and set(model.settings.classes) == {
+        row["label"] for row in rows_of(job.root / "out" / "predictions")
+    } | set(model.settings.classes)
+    assert sum(value.numel() for value in model.state.values()) == job.trained["learned_parameters"] < 20_000
+    assert model.calibration.temperature == job.trained["temperature"] > 0
+    assert job.trained["held_out_rows"] == job.trained["training_rows"] == COUNT
+    assert all(torch.isfinite(value).all() for value in model.state.values())
+    client = mlflow.MlflowClient()
+    files = {file.path: file.file_size for file in client.list_artifacts(job.trained["mlflow_run_id"], "model")}
+    assert set(files) == {"model/prompts.safetensors", "model/prompts.json"} and sum(files.values()) < 4 << 20
+    history = client.get_metric_history(job.trained["mlflow_run_id"], "validation_loss")
+    assert [entry.step for entry in history if entry.step > 0][:2] == [1, 2]
+    assert not list((job.root / "features" / "training").glob("*"))
+
+
+def test_every_command_is_one_run_of_the_experiment(job: SimpleNamespace) -> None:
+    runs = mlflow.search_runs(experiment_names=["medfocus"], output_format="list")
+    by_command = {run.data.tags["medfocus.command"]: run for run in runs}
+    assert sorted(run.data.tags["medfocus.command"] for run in runs if run.info.status == "FINISHED")
+    assert set(by_command) >= {"pack", "embed", "train", "score", "evaluate"}
+    for name, result in (("score", job.scored), ("train", job.trained), ("evaluate", job.evaluated)):
+        run = by_command[name]
+        assert run.info.run_id == result["mlflow_run_id"] and run.info.status == "FINISHED"
+        assert run.data.params["segment.points_per_side"] == "2"
+        assert run.inputs.dataset_inputs[0].dataset.digest
+    assert by_command["score"].data.metrics["quarantined"] == BAD
+    pictures = {file.path for file in mlflow.MlflowClient().list_artifacts(job.evaluated["mlflow_run_id"])}
+    assert pictures == {"confusion_matrix.png", "reliability_diagram.png", "metrics.json"}
+
+
+def test_nothing_tracked_names_a_patient(job: SimpleNamespace) -> None:
+    runs = mlflow.search_runs(experiment_names=["medfocus"], output_format="list")
+    text = json.dumps([run.to_dictionary() for run in runs], default=str)
+    assert "P00000" not in text and "000000.png" not in text
+
+
+def test_evaluation_is_of_the_labelled_predictions(job: SimpleNamespace) -> None:
+    assert job.evaluated["rows"] == COUNT and job.evaluated["unlabelled"] == 0 and job.evaluated["quarantined"] == BAD
+    predicted = {row["image_id"]: row["label"] for row in rows_of(job.root / "out" / "predictions")}
+    truth = {row["image_id"]: row["label"] for row in rows_of(Path(job.paths.shards)) if row["label"]}
+    right = np.mean([predicted[name] == truth[name] for name in predicted])
+    assert job.evaluated["accuracy"] == pytest.approx(right)
+    assert set(job.evaluated["sites"]) == {row["site"] for row in rows_of(job.root / "out" / "predictions")}
+    from_csv = evaluate.run(job.config, job.paths.out, str(job.root / "labels.csv"))
+    assert from_csv["metrics"] == job.evaluated["metrics"]
+
+
+def test_a_second_score_reads_nothing_and_changes_nothing(job: SimpleNamespace) -> None:
+    files = sorted((job.root / "out").rglob("*.parquet"))
+    before = [(file, file.stat().st_mtime_ns) for file in files]
+    again = score.run(job.config, job.paths.shards, job.paths.out, job.trained["model_uri"])
+    assert again["resumed"] == COUNT + BAD and again["scored"] == COUNT
+    assert again["mlflow_run_id"] == job.scored["mlflow_run_id"]
+    assert before == [(file, file.stat().st_mtime_ns) for file in files]
+
+
+def test_a_lost_shard_alone_is_scored_again_with_the_same_result(job: SimpleNamespace) -> None:
+    before = sorted(rows_of(job.root / "out" / "predictions"), key=lambda row: row["image_id"])
+    lost = sorted((job.root / "out" / "predictions").glob("*.parquet"))[0]
+    lost.unlink()
+    again = score.run(job.config, job.paths.shards, job.paths.out, job.trained["model_uri"])
+    assert again["resumed"] in (31, 40)
+    after = sorted(rows_of(job.root / "out" / "predictions"), key=lambda row: row["image_id"])
+    assert [row["image_id"] for row in before] == [row["image_id"] for row in after]
+    assert all(
+        np.allclose(a["probabilities"], b["probabilities"], atol=1e-6) for a, b in zip(before, after, strict=True)
+    )
+    assert len(rows_of(job.root / "out" / "quarantine")) == BAD
+
+
+def test_other_settings_never_mix_into_an_output(job: SimpleNamespace) -> None:
+    stricter = load_config(None, [f"work={job.root / 'work'}", "score.accept_at=0.9", "score.max_quarantined=0.2"])
+    with pytest.raises(UsageError, match="made with another accept_at; choose a new prefix or --overwrite"):
+        score.run(stricter, job.paths.shards, job.paths.out, job.trained["model_uri"])
+    with pytest.raises(UsageError, match=r"clip\.cut: 5 asked, made with 4"):
+        other = load_config(None, [f"work={job.root / 'work'}", "clip.cut=5"])
+        score.run(other, job.paths.shards, job.paths.out, job.trained["model_uri"])
+
+
+def test_shards_that_changed_are_stale(job: SimpleNamespace, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(job.paths.out, out)
+    other = tmp_path / "shards"
+    pack.run(job.config.model_copy(update={"pack": Config().pack}), str(job.root / "images"), str(other), None)
+    with pytest.raises(UsageError, match="rows of 3 shards that are not, or no longer, in SHARDS"):
+        score.run(job.config, str(other), str(out), job.trained["model_uri"])
+
+
+def test_too_many_in_quarantine_is_told_with_the_result(job: SimpleNamespace) -> None:
+    section = job.config.score.model_copy(update={"max_quarantined": 0.01})
+    with pytest.raises(TooManyQuarantined, match="3 of 51 rows are in quarantine") as caught:
+        score.run(
+            job.config.model_copy(update={"score": section}), job.paths.shards, job.paths.out, job.trained["model_uri"]
+        )
+    assert caught.value.result["quarantined"] == BAD and caught.value.exit_code == 3
+
+
+def test_a_run_of_which_all_is_quarantined_stops_early(job: SimpleNamespace, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for number in range(400):
+        (tmp_path / "images" / f"{number}.png").write_bytes(b"this is no image")
+    config = load_config(None, [f"work={job.root / 'work'}", "pack.rows_per_shard=4", "segment.points_per_side=2"])
+    pack.run(config, str(tmp_path / "images"), str(tmp_path / "shards"), None)
+    out = tmp_path / "out"
+    with pytest.raises(MedFocusError, match=r"stopped early: .* --retry-quarantined, or raise score.max_quarantined"):
+        score.run(config, str(tmp_path / "shards"), str(out), job.trained["model_uri"])
+    assert 32 <= len(rows_of(out / "quarantine")) < 400
+    assert not json.loads((out / "run.json").read_text())["finished"]
+
+
+def test_a_model_says_that_its_rows_were_held_out_by_patient(job: SimpleNamespace) -> None:
+    told = job.trained
+    assert (told["held_out"], told["held_out_groups"], told["rows_without_patient"]) == ("by patient", COUNT // 4, 0)
+    assert mlflow.get_run(told["mlflow_run_id"]).data.tags["medfocus.held_out"] == "by patient"
+    version = mlflow.MlflowClient().get_model_version("phantoms", "1")
+    assert version.tags["medfocus.held_out"] == "by patient" and "48 rows of 12 patients" in version.description
+    assert job.evaluated["intervals"] == "by patient"
+
+
+def without_patients(job: SimpleNamespace, folder: Path, hidden: int) -> Path:
+    """The job's features with no ``patient_id`` in the first files."""
+    shutil.copytree(job.paths.features, folder)
+    for file in sorted((folder / "features").glob("*.parquet"))[:hidden]:
+        table = pq.read_table(file)
+        place, field = table.schema.get_field_index("patient_id"), table.schema.field("patient_id")
+        pq.write_table(table.set_column(place, field, pa.nulls(len(table), field.type)), file)
+    return folder
+
+
+def test_training_without_patients_says_so_wherever_its_figures_are(
+    job: SimpleNamespace, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    features = without_patients(job, tmp_path / "features", 3)
+    short = job.config.model_copy(update={"train": job.config.train.model_copy(update={"epochs": 1})})
+    with caplog.at_level(logging.WARNING, "medfocus"):
+        told = train.run(short, str(features), "no-patients")
+    sentence = "no patient_id: images of one patient may be on both sides, held-out figures are likely optimistic"
+    (warning,) = [record.getMessage() for record in caplog.records if record.name == "medfocus"]
+    assert warning.startswith(sentence)
+    assert told["held_out"] == "by neighbours" and told["rows_without_patient"] == COUNT
+    assert 6 <= told["held_out_groups"] <= COUNT
+    run = mlflow.get_run(told["mlflow_run_id"])
+    assert run.data.tags["medfocus.held_out"] == "by neighbours"
+    assert run.data.metrics["held_out_groups"] == told["held_out_groups"]
+    version = mlflow.MlflowClient().get_model_version("no-patients", "1")
+    assert version.tags["medfocus.held_out"] == "by neighbours" and version.description == warning
+    model, _ = resolve_model(told["model_uri"], job.config)
+    assert model.held_out is not None and model.held_out.sentence == warning
+
+
+def test_rows_without_a_patient_are_split_beside_those_with_one(
+    job: SimpleNamespace, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An image whose patient is hidden is copied under another name, with its patient: both are on one side."""
+    features = without_patients(job, tmp_path / "features", 1)
+    files = sorted((features / "features").glob("*.parquet"))
+    known = pq.read_table(sorted((Path(job.paths.features) / "features").glob("*.parquet"))[0])
+    place = known.schema.get_field_index("image_id")
+    copies = pa.array([f"copy of {image}" for image in known["image_id"].to_pylist()])
+    pq.write_table(
+        known.set_column(place, known.schema.field("image_id"), copies), files[0].with_name("copies.parquet")
+    )
+    prefix = locate(str(features), job.config.storage)
+    labels = train._read_labels(prefix)
+    folds, held_out = train.hold_out(prefix, labels, job.config)
+    assert held_out.how == "by neighbours" and held_out.rows_without_patient == len(copies)
+    assert "P000" not in held_out.sentence + caplog.text
+    for image in known["image_id"].to_pylist():
+        assert folds[image] == folds[f"copy of {image}"]
+    sides: dict[str, set[int]] = {}
+    for image, patient in zip(labels["image_id"], labels["patient_id"], strict=True):
+        sides.setdefault(patient, set()).add(folds[image])
+    sides.pop(None)
+    assert len(sides) > 6 and all(len(found) == 1 for found in sides.values())
+
+
+def test_a_model_of_before_says_nothing_of_how_it_was_held_out(job: SimpleNamespace, tmp_path: Path) -> None:
+    model, _ = resolve_model(job.trained["model_uri"], job.config)
+    model.save(tmp_path / "model")
+    settings = tmp_path / "model" / "prompts.json"
+    content = json.loads(settings.read_text())
+    assert content.pop("held_out")["how"] == "by patient"
+    settings.write_text(json.dumps(content))
+    assert resolve_model(str(tmp_path / "model"), job.config)[0].held_out is None
+
+
+def test_training_again_gives_the_same_prompts(job: SimpleNamespace) -> None:
+    again = train.run(job.config, job.paths.features, "phantoms")
+    assert again["model_uri"] == "models:/phantoms/2"
+    first, _ = resolve_model(job.trained["model_uri"], job.config)
+    second, _ = resolve_model(again["model_uri"], job.config)
+    assert all(torch.allclose(first.state[name], second.state[name], atol=1e-5) for name in first.state)
+
+
+def test_a_model_folder_serves_as_well_as_the_registry(job: SimpleNamespace, tmp_path: Path) -> None:
+    model, _ = resolve_model(job.trained["model_uri"], job.config)
+    model.save(tmp_path / "model")
+    read, version = resolve_model(str(tmp_path / "model"), job.config)
+    assert version.startswith("folder/") and read.settings == model.settings and read.foundation == model.foundation
+    assert all(torch.equal(read.state[name], model.state[name]) for name in model.state)
+
+
+@pytest.mark.parametrize("change", ["missing column", "no parquet"])
+def test_a_shard_that_is_none_is_one_clear_line(job: SimpleNamespace, tmp_path: Path, change: str) -> None:
+    import hashlib
+
+    from medfocus.pipeline.console.causes import own_error
+
+    shards = tmp_path / "shards"
+    shutil.copytree(job.paths.shards, shards)
+    victim = shards / "shard-000001.parquet"
+    if change == "missing column":
+        table = pq.read_table(victim).drop_columns(["media_type"])
+        pq.write_table(table, victim)
+    else:
+        victim.write_bytes(b"nothing")
+    manifest = json.loads((shards / "manifest.json").read_text())
+    manifest["shards"][1]["sha256"] = hashlib.sha256(victim.read_bytes()).hexdigest()
+    (shards / "manifest.json").write_text(json.dumps(manifest))
+    told = {"missing column": "column media_type is missing", "no parquet": "not a Parquet file"}[change]
+    with pytest.raises(Exception, match=told) as caught:
+        score.run(job.config, str(shards), str(tmp_path / "out"), job.trained["model_uri"])
+    error = own_error(caught.value)
+    assert type(error) is MedFocusError and str(error).startswith(str(victim)) and "\n" not in str(error)
+
+
+def test_a_prompts_file_of_another_model_is_refused(job: SimpleNamespace, tmp_path: Path) -> None:
+    model, _ = resolve_model(job.trained["model_uri"], job.config)
+    model.save(tmp_path)
+    (tmp_path / "prompts.safetensors").write_bytes(b"junk")
+    with pytest.raises(UsageError, match="not a MedFocus model"):
+        resolve_model(str(tmp_path), job.config)
+
+
+def test_two_workers_that_stream_train_one_model(job: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features too large for memory are read in every epoch; the workers share the training rows out."""
+    monkeypatch.setattr(train, "_KEPT_IN_MEMORY", 0)
+    both = job.config.model_copy(update={"train": job.config.train.model_copy(update={"workers": 2, "epochs": 2})})
+    trained = train.run(both, job.paths.features, "two-workers")
+    model, _ = resolve_model(trained["model_uri"], job.config)
+    assert trained["epochs"] == 2 and 0 < trained["held_out_rows"] < trained["training_rows"]
+    assert all(torch.isfinite(value).all() for value in model.state.values())
+
+
+def test_more_workers_than_training_rows_are_refused(job: SimpleNamespace) -> None:
+    many = job.config.model_copy(update={"train": job.config.train.model_copy(update={"workers": 500})})
+    with pytest.raises(UsageError, match=r"train\.workers is 500, more than the \d+ training rows"):
+        train.run(many, job.paths.features, "many")

@@ -1,0 +1,45 @@
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from medfocus.pipeline.data import records
+from medfocus.pipeline.errors import UsageError
+
+
+def test_schema_name_version_and_classes_travel_in_the_file() -> None:
+    schema = records.prediction_schema(["a", "b"])
+    content = records.encode(pa.table({field.name: [] for field in schema}, schema=schema))
+    read = pq.read_schema(pa.BufferReader(content))
+    records.check_record(read, records.PREDICTION, "file")
+    assert read.metadata[records.CLASSES_KEY] == b'["a", "b"]'
+
+
+@pytest.mark.parametrize(
+    ("schema", "told"),
+    [
+        (records.SHARD.remove(1), "column image is missing"),
+        (records.SHARD.set(1, pa.field("image", pa.string())), "column image is string, expected binary"),
+        (records.QUARANTINE, "holds quarantine rows, expected shard rows"),
+        (pa.schema([("a", pa.int8())]), "holds no MedFocus rows"),
+        (records.SHARD.with_metadata(records.SHARD.metadata | {b"medfocus.version": b"0"}), "schema version 0"),
+    ],
+)
+def test_a_file_that_is_not_the_record_is_refused(schema: pa.Schema, told: str) -> None:
+    with pytest.raises(UsageError, match=told) as caught:
+        records.check_record(schema, records.SHARD, "s3://b/shard-1.parquet")
+    assert str(caught.value).startswith("s3://b/shard-1.parquet: ")
+
+
+def test_tokens_round_trip_as_float16_tensors() -> None:
+    schema = records.feature_schema(5, 3, region=False)
+    tokens = np.arange(30, dtype=np.float16).reshape(2, 5, 3)
+    column = pa.FixedShapeTensorArray.from_numpy_ndarray(tokens)
+    read = pq.read_table(pa.BufferReader(records.encode(pa.table({"tokens": column}))))
+    assert read.schema.field("tokens").type == schema.field("tokens").type
+    assert np.array_equal(read["tokens"].combine_chunks().to_numpy_ndarray(), tokens)
+
+
+def test_an_arrow_table_without_rows_is_still_a_record() -> None:
+    empty = pa.table({field.name: [] for field in records.QUARANTINE}, schema=records.QUARANTINE)
+    assert pq.read_table(pa.BufferReader(records.encode(empty))).schema.equals(records.QUARANTINE)

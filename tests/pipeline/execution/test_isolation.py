@@ -1,0 +1,93 @@
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from medfocus.pipeline.data.storage import AccessError, StorageError
+from medfocus.pipeline.execution.isolation import FAILURE, GROUP, Isolation, Journal, open_journal
+from medfocus.stages.batch import start, well
+
+
+@pytest.fixture(scope="module")
+def isolation(ray_session: None) -> Isolation:
+    return Isolation("segment", open_journal())
+
+
+def rows(count: int) -> dict[str, Any]:
+    names = np.array([str(row) for row in range(count)], object)
+    return start({"image_id": names, "shard": np.full(count, "s", object), FAILURE: np.full(count, "", object)})
+
+
+class Doubling:
+    """A stage that doubles the number of each well row, and raises where one of some rows is among them."""
+
+    def __init__(self, raises: dict[int, Exception]):
+        self.raises, self.calls = raises, 0
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        self.calls += 1
+        out = {**batch, "doubled": np.zeros((len(batch["image_id"]), 1), int)}
+        for row in well(batch):
+            number = int(batch["image_id"][row])
+            if number in self.raises:
+                raise self.raises[number]
+            out["doubled"][row] = 2 * number
+        return out
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)
+@given(count=st.integers(1, 3 * GROUP), guilty=st.sets(st.integers(0, 3 * GROUP - 1), max_size=4))
+def test_rows_for_which_a_stage_raises_cost_themselves(isolation: Isolation, count: int, guilty: set[int]) -> None:
+    out = isolation(Doubling({row: ValueError("P00017 is a name") for row in guilty}), rows(count))
+    assert out["image_id"].tolist() == [str(row) for row in range(count)]
+    assert set(np.flatnonzero(out["error"] != "")) == {row for row in guilty if row < count}
+    assert all(out["doubled"][row, 0] == 2 * row for row in range(count) if row not in guilty)
+    assert {out["error"][row] for row in guilty if row < count} <= {"ValueError"}
+    assert not any("P00017" in message for message in out["message"]) and not out[FAILURE].any()
+
+
+@pytest.mark.parametrize("error", [OSError("gone"), MemoryError(), StorageError("s3://b/x: slow")])
+def test_what_is_of_the_moment_fails_the_shard_and_no_row(isolation: Isolation, error: Exception) -> None:
+    out = isolation(Doubling({5: error}), rows(40))
+    assert len(out[FAILURE]) == 40 and all(out[FAILURE]) and not len(well(out)) and not out["doubled"].any()
+    passed = Doubling({})
+    assert not len(well(isolation(passed, out))) and passed.calls == 1  # later stages pass it by
+
+
+@pytest.mark.parametrize("message", ["CUDA out of memory. Tried to allocate 2 GiB", "CUDA error: out of memory"])
+def test_memory_of_a_device_that_is_short_fails_the_shard_and_no_row(isolation: Isolation, message: str) -> None:
+    out = isolation(Doubling({5: RuntimeError(message)}), rows(40))
+    assert all(out[FAILURE]) and set(out["message"]) == {"its shard could not be finished"}
+
+
+def test_access_that_is_gone_ends_the_run(isolation: Isolation) -> None:
+    with pytest.raises(AccessError):
+        isolation(Doubling({5: AccessError("s3://b: access denied")}), rows(40))
+
+
+def test_the_journal_finds_the_row_that_kills() -> None:
+    journal = Journal()
+    first = ("s", "decode", [0, 1, 2])
+    assert journal.open(*first, "a") == {}
+    assert journal.open(*first, "a") == {}  # a call that was made twice is no death
+    assert journal.open(*first, "b") == {0: 0, 1: 0, 2: 0}  # the worker died with three in hand
+    assert journal.open(*first, "c") == {0: 0, 1: 0, 2: 0}  # where there are suspects none is in hand by that
+    journal.take("s", "decode", [1], "c")
+    assert journal.open(*first, "d") == {0: 0, 1: 1, 2: 0}
+    journal.take("s", "decode", [0], "d")
+    journal.take("s", "decode", [1], "d")
+    assert journal.open(*first, "e") == {0: 0, 1: 2, 2: 0}
+    assert journal.open("s", "segment", [], "e") == {} and journal.open("t", "decode", [], "e") == {}
+    journal.close("s", "decode")
+    assert journal.open(*first, "e") == {}
+
+
+def test_a_journal_that_dies_begins_anew(ray_session: None) -> None:
+    isolation = Isolation("segment", open_journal())
+    ray.get(isolation.journal.take.remote("s", "segment", [3], "a worker"))
+    ray.kill(isolation.journal, no_restart=False)
+    out = isolation(Doubling({5: ValueError("no")}), rows(40))
+    assert np.flatnonzero(out["error"] != "").tolist() == [5]
