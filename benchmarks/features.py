@@ -21,7 +21,7 @@ from medfocus.stages.decode import Decode
 from medfocus.stages.embed import Embed
 from medfocus.stages.prompted_clip import PromptedCLIP
 from medfocus.stages.segment import Segment
-from medfocus.stages.tower import ImageTower, Remembered
+from medfocus.stages.tower import CachedTokens, ImageTower
 from medfocus.stages.tuning import prompt_loss
 from medfocus.stages.weights import load_clip, load_sam2, load_tokenizer
 from medfocus.starter.phantoms import CLASSES, draw
@@ -76,20 +76,20 @@ class Epoch:
             "region_box": np.resize(found["region_box"], (IMAGES, 4)),
         }
         features = self.embed(masked)
-        remembered = self.remember(features)
+        remembered = self.cache_tokens(features)
         self.step(features, remembered)  # warm
         return {
             "decode": seconds(lambda: self.decode(files)),
             "segment": seconds(lambda: self.segment(few)) * IMAGES / SEGMENTED,
             "embed": seconds(lambda: self.embed(masked)),
-            "remember": seconds(lambda: self.remember(features)),
+            "remember": seconds(lambda: self.cache_tokens(features)),
             "step": float(np.median([seconds(lambda: self.step(features, remembered)) for _ in range(5)])),
         }
 
-    def remember(self, features: Batch) -> list[Remembered]:
-        return [self.model.remember(torch.from_numpy(features[name][:, 0])) for name in ("tokens", "region_tokens")]
+    def cache_tokens(self, features: Batch) -> list[CachedTokens]:
+        return [self.model.cache_tokens(torch.from_numpy(features[name][:, 0])) for name in ("tokens", "region_tokens")]
 
-    def step(self, features: Batch, remembered: list[Remembered]) -> None:
+    def step(self, features: Batch, remembered: list[CachedTokens]) -> None:
         image, text = self.model(remembered[0], torch.from_numpy(features["focus"][:, 0]), remembered[1])
         prompt_loss(self.model.logits(image, text), self.target, 0.5).backward()
 

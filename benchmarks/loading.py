@@ -16,10 +16,12 @@ from ray.data import DataIterator
 
 from medfocus.cluster.connect import connected
 from medfocus.pipeline.commands import embed, pack
-from medfocus.pipeline.commands.train import _datasets, _read_labels, hold_out
 from medfocus.pipeline.config import Config, load_config
 from medfocus.pipeline.data.commit import FEATURES
 from medfocus.pipeline.data.storage import locate
+from medfocus.pipeline.training.features import read_labels
+from medfocus.pipeline.training.fit import _datasets
+from medfocus.pipeline.training.hold_out import hold_out
 from medfocus.pipeline.training.loop import _SHUFFLED
 from medfocus.starter.phantoms import write_set
 
@@ -56,7 +58,7 @@ def prepare(folder: Path, copies: int) -> Config:
 def epoch(config: Config, folder: Path, workers: int) -> tuple[int, float, float]:
     """Rows, MiB and seconds of the second of two epochs: the first starts processes."""
     prefix = locate(str(folder / "out"), config.storage)
-    labels = _read_labels(prefix)
+    labels = read_labels(prefix)
     folds, _ = hold_out(prefix, labels, config)
     settings = config.model.prompts(labels["label"], config.clip.cut)
     parts = _datasets(prefix, settings, folds, kept=False)["training"].streaming_split(workers, equal=True)

@@ -4,19 +4,20 @@ from typing import Any
 
 import numpy as np
 
-from medfocus.pipeline.execution.actor import ModelActor, Work
+from medfocus.pipeline.execution.actor import ModelActor
+from medfocus.pipeline.execution.job import JobSpec
 from medfocus.stages.batch import Batch
 
 
 class NoModels(ModelActor):
     """In place of the actor with both models: the whole image is the mask, and every image is of the first class."""
 
-    def __init__(self, work: Work, _share: Any, _device: str, journal: Any):
-        self.work, self.journal = work, journal
+    def __init__(self, job: JobSpec, _share: Any, _device: str, journal: Any):
+        self.job, self.journal = job, journal
         self.segment = _masks  # type: ignore[assignment]
 
     def _embed(self, batch: Batch) -> Batch:
-        count, classes = len(batch["image_id"]), self.work.version.classes
+        count, classes = len(batch["image_id"]), self.job.provenance.classes
         return {name: column for name, column in batch.items() if name != "pixels"} | {
             "probabilities": np.tile(np.eye(len(classes), dtype=np.float32)[0], (count, 1)),
             "label": np.full(count, classes[0], object),

@@ -17,7 +17,7 @@ from ray.cluster_utils import Cluster as LocalCluster
 
 from benchmarks.stages import Costs
 from benchmarks.throughput.work import ROWS_PER_SHARD, prepare
-from medfocus.cluster.resources import plan
+from medfocus.cluster.resources import plan_resources
 from medfocus.pipeline.config import PackSection
 from medfocus.pipeline.execution.stream import _SHARDS_PER_ACTOR
 from tests.faults.injection import Scoring, ended
@@ -70,7 +70,7 @@ def predict(images: int, costs: Costs, cluster: Cluster, rows_per_shard: int) ->
         together = costs.cpu["segment"] + costs.cpu["embed"]
     rates["CPUs"] = resources["CPU"] / on_cpus
     shards = -(-images // rows_per_shard)
-    plans = -(-shards // (_SHARDS_PER_ACTOR * plan(resources).models.processes))
+    plans = -(-shards // (_SHARDS_PER_ACTOR * plan_resources(resources).models.processes))
     # A plan of Ray Data loads the models, and at its end its last shards are alone.
     once = plans * (costs.start + rows_per_shard * together)
     return Prediction(rates, once + images / min(rates.values()))

@@ -19,18 +19,18 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.throughput.work import Work, prepare
+from benchmarks.throughput.work import Workload, prepare
 from medfocus.cluster.connect import connected
-from medfocus.cluster.resources import plan
+from medfocus.cluster.resources import plan_resources
 from medfocus.pipeline.console.logs import progress
 from medfocus.pipeline.data.commit import PREDICTIONS, Output
 from medfocus.pipeline.data.manifest import read_manifest
 from medfocus.pipeline.data.storage import locate
 from medfocus.pipeline.execution import actor, stream
-from medfocus.pipeline.execution.read import read_and_decode
-from medfocus.pipeline.execution.write import Version
+from medfocus.pipeline.execution.decode import read_and_decode
+from medfocus.pipeline.execution.job import JobSpec, Provenance
 from medfocus.pipeline.models import model_files
-from medfocus.pipeline.models.registry import load_model
+from medfocus.pipeline.models.model import load_model
 from medfocus.stages.batch import Batch
 
 STAGES = ("decode", "segment", "embed", "commit")
@@ -90,7 +90,7 @@ class Costs:
     rows_per_shard: float
 
 
-def measure(work: Work) -> Costs:
+def measure(work: Workload) -> Costs:
     """Score all shards in this process's Ray, and sum up."""
     calls = work.folder / "calls"
     calls.mkdir()
@@ -102,12 +102,12 @@ def measure(work: Work) -> Costs:
     manifest = read_manifest(source)
     began = time.time()
     with connected(None, None) as resources, progress("score", manifest.rows, 0, lambda *_: None) as shown:
-        version = Version("benchmark", model.settings.classes)
+        provenance = Provenance("benchmark", model.settings.classes)
         output = Output(out, PREDICTIONS)
         output.begin({}, manifest)
         side = model_files.image_size(config.segment, config.storage)
-        whole = actor.Work(source, output, config, model.foundation, side, version, model.prompts(None))
-        stream.run_shards(manifest.shards, whole, plan(resources), shown)
+        whole = JobSpec(source, output, config, model.foundation, side, provenance, model.prompts(None))
+        stream.run_shards(manifest.shards, whole, plan_resources(resources), shown)
     return summed(pd.DataFrame(_read(calls)), began, work)
 
 
@@ -116,7 +116,7 @@ def _read(calls: Path) -> Iterator[dict[str, Any]]:
         yield from map(json.loads, file.read_text().splitlines())
 
 
-def summed(calls: pd.DataFrame, began: float, work: Work) -> Costs:
+def summed(calls: pd.DataFrame, began: float, work: Workload) -> Costs:
     calls["ended"] = calls.began + calls.seconds
     by_stage, models = calls.groupby("stage"), calls[calls.stage.isin(["segment", "embed"])]
     images = int(by_stage.rows.sum()["commit"])

@@ -4,7 +4,7 @@ from medfocus.pipeline.config import Config
 from medfocus.pipeline.models import model_files
 from medfocus.pipeline.models.calibration import Calibration
 from medfocus.pipeline.models.foundation import Foundation
-from medfocus.pipeline.models.registry import Model
+from medfocus.pipeline.models.model import Model
 from medfocus.stages.prompted_clip import PromptedCLIP
 from medfocus.stages.weights import load_clip, load_tokenizer
 

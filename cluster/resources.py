@@ -20,7 +20,7 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ResourcePlan:
     """Shares of the stages that stream an archive."""
 
     decode: Share
@@ -32,7 +32,7 @@ class Plan:
         return "cuda" if self.models.gpus else "cpu"
 
 
-def plan(resources: Mapping[str, float]) -> Plan:
+def plan_resources(resources: Mapping[str, float]) -> ResourcePlan:
     """The plan for a cluster.
 
     An actor holds SAM2 (nearly all of the cost) and CLIP. With GPUs, each is shared by two actors: while one chooses
@@ -51,12 +51,12 @@ def plan(resources: Mapping[str, float]) -> Plan:
         raise ValueError(f"the cluster has {cpus:g} CPUs; start a node with at least one")
     if gpus:
         # Half a CPU an actor keeps one GPU fed from as little as two CPUs; the rest decodes.
-        return Plan(
+        return ResourcePlan(
             decode=Share(0, min(1.0, cpus / 4), 0, 1),
             models=Share(2 * gpus, min(0.5, cpus / (8 * gpus)), 0.5, 1),
         )
     small = min(1.0, cpus / 2)  # a machine of one CPU gives each stage half of the shares of two
-    return Plan(
+    return ResourcePlan(
         # No more than it takes to keep up: each is a worker that takes some of a CPU from the actors also while it
         # idles. And another share of a CPU than theirs: Ray Data would join what takes the same, and decode in the
         # actors.

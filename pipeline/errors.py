@@ -22,7 +22,7 @@ class UsageError(MedFocusError):
 
 
 class TooManyQuarantined(MedFocusError):
-    """Done, but more rows were quarantined than the configuration allows (exit 3).
+    """RunSummary, but more rows were quarantined than the configuration allows (exit 3).
 
     ``result`` is what the command returns when fewer are.
     """

@@ -35,7 +35,7 @@ class ImageFeatures:
 
 
 @dataclass(frozen=True)
-class Attended:
+class ClickTokens:
     """What the decoder's transformer makes of P clicks on each of B images, before a mask is drawn."""
 
     iou: torch.Tensor  # predicted IoU of the three masks of a click, float [B, P, 3]
@@ -106,7 +106,7 @@ def decode_prompts(
     return logits, iou
 
 
-def attend_clicks(model: "SAM2Base", features: ImageFeatures, points: torch.Tensor) -> Attended:
+def click_tokens(model: "SAM2Base", features: ImageFeatures, points: torch.Tensor) -> ClickTokens:
     """The decoder's transformer (``TwoWayTransformer``) for the same single foreground clicks on every image.
 
     What the package computes for each pair of image and click is computed once where it is the same: the tokens'
@@ -148,7 +148,7 @@ def attend_clicks(model: "SAM2Base", features: ImageFeatures, points: torch.Tens
     queries = transformer.norm_final_attn(queries + seen).unflatten(0, (images, clicks))
     iou, masks = queries[:, :, len(first)], queries[:, :, len(first) + 1 : len(own)]
     # The first mask is the one for several prompts.
-    return Attended(decoder.iou_prediction_head(iou)[..., 1:], masks[:, :, 1:], image.unflatten(0, (images, clicks)))
+    return ClickTokens(decoder.iou_prediction_head(iou)[..., 1:], masks[:, :, 1:], image.unflatten(0, (images, clicks)))
 
 
 def _rest_of_layer(
@@ -210,7 +210,7 @@ def _show(
 
 
 def draw_masks(
-    model: "SAM2Base", features: ImageFeatures, attended: Attended, images: torch.Tensor, clicks: torch.Tensor
+    model: "SAM2Base", features: ImageFeatures, attended: ClickTokens, images: torch.Tensor, clicks: torch.Tensor
 ) -> torch.Tensor:
     """Logits of the three masks of some pairs of an image and a click, as the package's decoder draws them.
 

@@ -63,6 +63,6 @@ class Classify:
         def tensor(name: str) -> torch.Tensor:
             return torch.from_numpy(np.ascontiguousarray(batch[name][rows, 0])).to(self.device)
 
-        region = self.model.remember(tensor("region_tokens")) if self.model.settings.uses_region else None
-        image = self.model.image_embedding(self.model.remember(tensor("tokens")), tensor("focus"), region)
+        region = self.model.cache_tokens(tensor("region_tokens")) if self.model.settings.uses_region else None
+        image = self.model.image_embedding(self.model.cache_tokens(tensor("tokens")), tensor("focus"), region)
         return (self.model.logits(image, self.text) / self.temperature).softmax(-1).cpu().numpy()

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from medfocus.stages.prompt_settings import PromptSettings
-from medfocus.stages.tower import ImageTower, Remembered
+from medfocus.stages.tower import CachedTokens, ImageTower
 
 FOCUS_EPSILON = 0.01
 # How many times faster the scalars that start at zero learn: few steps must take them to where they matter.
@@ -72,7 +72,7 @@ class PromptedCLIP(nn.Module):
         self.learned = nn.ParameterDict({name: nn.Parameter(value) for name, value in learned.items()})
 
     def forward(
-        self, whole: Remembered, focus: torch.Tensor, region: Remembered | None
+        self, whole: CachedTokens, focus: torch.Tensor, region: CachedTokens | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings of images and classes, each of length 1.
 
@@ -86,11 +86,11 @@ class PromptedCLIP(nn.Module):
         """
         return self.image_embedding(whole, focus, region), self.text_embedding()
 
-    def remember(self, tokens: torch.Tensor) -> Remembered:
+    def cache_tokens(self, tokens: torch.Tensor) -> CachedTokens:
         """What the learned part needs of images, from the tokens [B, L, D] that leave the tower's lower part."""
-        return self.tower.remember(tokens.float())
+        return self.tower.cache_tokens(tokens.float())
 
-    def image_embedding(self, whole: Remembered, focus: torch.Tensor, region: Remembered | None) -> torch.Tensor:
+    def image_embedding(self, whole: CachedTokens, focus: torch.Tensor, region: CachedTokens | None) -> torch.Tensor:
         embedded = self._upper(whole, focus.float())
         if "fusion" not in self.learned or region is None:
             return embedded
@@ -142,7 +142,7 @@ class PromptedCLIP(nn.Module):
             for name, value in state.items():
                 self.learned[name].copy_(value)
 
-    def _upper(self, remembered: Remembered, focus: torch.Tensor | None) -> torch.Tensor:
+    def _upper(self, remembered: CachedTokens, focus: torch.Tensor | None) -> torch.Tensor:
         bias = prompts = gates = None
         if "focus_strength" in self.learned and focus is not None:
             shares = torch.log(FOCUS_EPSILON + focus)

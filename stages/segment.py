@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from medfocus.stages.batch import Batch, fail, well, writable
-from medfocus.stages.batched_sam2 import Attended, ImageFeatures, attend_clicks, draw_masks, encode_images
+from medfocus.stages.batched_sam2 import ClickTokens, ImageFeatures, click_tokens, draw_masks, encode_images
 from medfocus.stages.masks import bounding_box, encode_mask, main_piece
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ class Segment:
         step = max(1, self.prompts_per_pass // len(features.embedding))
         counts_from = torch.zeros(len(features.embedding), device=self.device)
         for points in self.points.split(step):
-            attended = attend_clicks(self.model, features, points)
+            attended = click_tokens(self.model, features, points)
             most, order = attended.iou.amax(2).sort(1, descending=True)
             for first in range(0, len(points), _DRAWN_AT_ONCE):
                 here = slice(first, first + _DRAWN_AT_ONCE)
@@ -197,7 +197,7 @@ class Segment:
     def _draw(
         self,
         features: ImageFeatures,
-        attended: Attended,
+        attended: ClickTokens,
         points: torch.Tensor,
         images: torch.Tensor,
         clicks: torch.Tensor,

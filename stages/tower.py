@@ -134,7 +134,7 @@ class TimmLayout:
         return self.visual.head(self.trunk.forward_head(self.trunk.norm(tokens)))
 
 
-class Remembered(NamedTuple):
+class CachedTokens(NamedTuple):
     """B images at the cut, ready for CLS to pass the blocks above it.
 
     ``cls`` is float [B, D]; ``memory`` float [B, blocks, 2, heads, L-1, D / heads], keys and values of the patches in
@@ -221,7 +221,7 @@ class ImageTower(nn.Module):
         return tokens
 
     @torch.no_grad()
-    def remember(self, tokens: torch.Tensor) -> Remembered:
+    def cache_tokens(self, tokens: torch.Tensor) -> CachedTokens:
         """What CLS meets above the cut, of tokens float [B, L, D] that leave ``lower``; nothing is learned of it."""
         memory = []
         cls = tokens[:, 0]
@@ -233,11 +233,11 @@ class ImageTower(nn.Module):
                 mixed = F.scaled_dot_product_attention(query, key, value)
                 tokens = tokens + block.scale(block.out(_join(mixed)))
                 tokens = tokens + block.feed(tokens)
-        return Remembered(cls, torch.stack(memory, 1))
+        return CachedTokens(cls, torch.stack(memory, 1))
 
     def upper(
         self,
-        remembered: Remembered,
+        remembered: CachedTokens,
         bias: list[torch.Tensor] | None = None,
         prompts: list[torch.Tensor] | None = None,
         gates: list[torch.Tensor] | None = None,

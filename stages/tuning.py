@@ -7,19 +7,19 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from medfocus.stages.tower import Remembered
+from medfocus.stages.tower import CachedTokens
 
 
-class Shown(NamedTuple):
+class TrainingBatch(NamedTuple):
     """B images as the prompted model is shown them.
 
     ``whole`` and, where the model uses it, ``region`` are at the cut; ``focus`` is [B, L-1], the mask's share of each
     patch; ``target`` int64 [B], the class.
     """
 
-    whole: Remembered
+    whole: CachedTokens
     focus: torch.Tensor
-    region: Remembered | None
+    region: CachedTokens | None
     target: torch.Tensor
 
 
@@ -30,9 +30,9 @@ def anneal(optimizer: torch.optim.Optimizer, share: float) -> None:
 
 
 def train_epoch(
-    logits: Callable[[Shown], torch.Tensor],
+    logits: Callable[[TrainingBatch], torch.Tensor],
     optimizer: torch.optim.Optimizer,
-    batches: Iterable[Shown],
+    batches: Iterable[TrainingBatch],
     contrastive_weight: float,
     prior: Callable[[], torch.Tensor],
 ) -> tuple[float, int]:

@@ -12,7 +12,7 @@ class Examples:
 
     Each view of the image (``whole``, ``masked``, ``overlay``, ``crop``) has been through CLIP's lower part. It is kept
     as CLS float32 [N, D] and the frozen tower's ``memory`` float32 [N, blocks, 2, heads, L-1, D / heads] above the cut
-    (``stages.tower.Remembered``), and as ``embeddings``, through all of the frozen tower, float32 [N, E], each of
+    (``stages.tower.CachedTokens``), and as ``embeddings``, through all of the frozen tower, float32 [N, E], each of
     length 1. ``focus`` is the share of each patch that the focus mask covers, float16 [N, L-1].
     """
 

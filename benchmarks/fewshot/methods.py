@@ -18,8 +18,8 @@ from sklearn.preprocessing import StandardScaler
 from benchmarks.fewshot.examples import Examples
 from medfocus.stages.prompt_settings import PromptSettings
 from medfocus.stages.prompted_clip import PromptedCLIP
-from medfocus.stages.tower import Remembered
-from medfocus.stages.tuning import Shown, anneal, train_epoch
+from medfocus.stages.tower import CachedTokens
+from medfocus.stages.tuning import TrainingBatch, anneal, train_epoch
 
 # Only where its features are there.
 ANCHOR = "linear probe, EfficientNet-Lite0 of ImageNet"
@@ -212,13 +212,13 @@ class PromptTuning:
         target = torch.from_numpy(examples.targets(task.classes))
         epochs = max(1, min(self.epochs, self.most_steps // math.ceil(len(target) / self.batch_size)))
 
-        def logits(shown: Shown) -> torch.Tensor:
+        def logits(shown: TrainingBatch) -> torch.Tensor:
             return model.logits(*model(shown.whole, shown.focus, shown.region))
 
         for epoch in range(epochs):
             anneal(optimizer, epoch / epochs)
             order = torch.randperm(len(target)).split(self.batch_size)
-            batches = (Shown(*self._inputs(examples, rows.numpy()), target[rows]) for rows in order)
+            batches = (TrainingBatch(*self._inputs(examples, rows.numpy()), target[rows]) for rows in order)
             train_epoch(logits, optimizer, batches, self.contrastive_weight, partial(model.prior, len(target)))
         self.model = model
 
@@ -231,9 +231,11 @@ class PromptTuning:
         images = [model.image_embedding(*self._inputs(examples, rows)) for rows in parts]
         return model.logits(torch.cat(images), text).numpy()
 
-    def _inputs(self, examples: Examples, rows: np.ndarray) -> tuple[Remembered, torch.Tensor, Remembered | None]:
-        def view(name: str) -> Remembered:
-            return Remembered(torch.from_numpy(examples.cls[name][rows]), torch.from_numpy(examples.memory[name][rows]))
+    def _inputs(self, examples: Examples, rows: np.ndarray) -> tuple[CachedTokens, torch.Tensor, CachedTokens | None]:
+        def view(name: str) -> CachedTokens:
+            return CachedTokens(
+                torch.from_numpy(examples.cls[name][rows]), torch.from_numpy(examples.memory[name][rows])
+            )
 
         region = view(self.region) if self.focus in ("masked_image", "both") else None
         return view(self.view), torch.from_numpy(examples.focus[rows]), region

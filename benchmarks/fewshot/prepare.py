@@ -187,7 +187,7 @@ def _upper(tokens: np.ndarray, tower: ImageTower) -> tuple[np.ndarray, np.ndarra
     """CLS at the cut, the memory above it and the embeddings of tokens that leave the lower part."""
     made = []
     for part in torch.from_numpy(tokens).split(64):
-        remembered = tower.remember(part.float())
+        remembered = tower.cache_tokens(part.float())
         embedded = F.normalize(tower.upper(remembered), dim=-1)
         made.append((remembered.cls, remembered.memory, embedded))
     cls, memory, embeddings = (torch.cat(column).numpy() for column in zip(*made, strict=True))

@@ -10,7 +10,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from benchmarks.fewshot.examples import Examples
 from benchmarks.fewshot.methods import Method, Task
-from medfocus.pipeline.evaluation.metrics import Judged, measure
+from medfocus.pipeline.evaluation.metrics import EvaluationSet, measure
 from medfocus.pipeline.models.calibration import fit_temperature
 
 FOLDS = 3
@@ -91,7 +91,7 @@ def judge(logits: np.ndarray, degree: float, targets: np.ndarray, classes: tuple
     """The figures of one method on the test rows, as ``evaluate`` has them; ``degree`` is its temperature."""
     chances = softmax(logits / degree, axis=1)
     everyone = np.ones(len(targets), bool)
-    judged = Judged(targets, chances, accepted=everyone, patients=np.arange(len(targets)), classes=classes)
+    judged = EvaluationSet(targets, chances, accepted=everyone, patients=np.arange(len(targets)), classes=classes)
     values = {name: entry["value"] for name, entry in measure(judged, resamples=1, bins=15, seed=0).items()}
     return {
         "accuracy": values["accuracy"],

@@ -31,7 +31,7 @@ from PIL import Image
 from benchmarks.memory import held
 from benchmarks.starter import Cover, covering, iou
 from benchmarks.throughput.full import write_full_size
-from benchmarks.throughput.work import ROWS_PER_SHARD, Work, actors, prepare
+from benchmarks.throughput.work import ROWS_PER_SHARD, Workload, actors, prepare
 from medfocus.pipeline.data.manifest import read_manifest, write_manifest
 from medfocus.pipeline.data.storage import locate
 from medfocus.stages.masks import decode_mask
@@ -107,39 +107,39 @@ def watched(process: subprocess.Popen[str]) -> tuple[dict[str, Any], float, int]
     return ended(process), time.monotonic() - started, most >> 20
 
 
-def of_way(way: str, work: Work, count: int) -> Measured:
+def of_way(way: str, work: Workload, count: int) -> Measured:
     command = [sys.executable, "-m", "benchmarks.throughput.ways", way, str(work.folder), str(count)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     answer, whole, most = watched(process)
     return Measured(answer["images"], answer["seconds"], whole, most)
 
 
-def scoring(way: str, work: Work, shards: str) -> Scoring:
+def scoring(way: str, work: Workload, shards: str) -> Scoring:
     """``medfocus score`` as a user calls it; its output is on disk."""
     return Scoring(shards, str(work.folder / way), str(work.model), work.settings)
 
 
-def of_score(way: str, work: Work, shards: str) -> Measured:
+def of_score(way: str, work: Workload, shards: str) -> Measured:
     answer, whole, most = watched(scoring(way, work, shards).start())
     moments = sorted(path.stat().st_mtime for path in (work.folder / way / "predictions").iterdir())
     first = actors()  # shards that were begun together; what follows takes the actors' whole time
     return Measured(answer["scored"] - first * ROWS_PER_SHARD, moments[-1] - moments[first - 1], whole, most)
 
 
-def found_by_score(work: Work) -> dict[str, tuple[np.ndarray, str]]:
+def found_by_score(work: Workload) -> dict[str, tuple[np.ndarray, str]]:
     """Mask and label of each image."""
     rows = scoring("score", work, str(work.shards)).rows("predictions")
     return {row["image_id"]: (decode_mask(row["mask"]["counts"], *row["mask"]["size"]), row["label"]) for row in rows}
 
 
-def found_by(way: str, work: Work) -> dict[str, tuple[np.ndarray, str]]:
+def found_by(way: str, work: Workload) -> dict[str, tuple[np.ndarray, str]]:
     rows = pq.read_table(work.folder / f"{way}.parquet").to_pylist()
     return {
         row["image_id"]: (decode_mask(row["mask_counts"], row["height"], row["width"]), row["label"]) for row in rows
     }
 
 
-def cover(found: Mapping[str, tuple[np.ndarray, str]], work: Work) -> Cover:
+def cover(found: Mapping[str, tuple[np.ndarray, str]], work: Workload) -> Cover:
     """How the masks that were found cover the lesions."""
     truth = {name: Image.open(work.folder / "phantoms" / "masks" / name) for name in found}
     sides = {name: image.size for name, image in truth.items()}
@@ -147,7 +147,7 @@ def cover(found: Mapping[str, tuple[np.ndarray, str]], work: Work) -> Cover:
     return covering(masks, [np.asarray(image) > 0 for image in truth.values()])
 
 
-def uploaded(work: Work, count: int) -> str:
+def uploaded(work: Workload, count: int) -> str:
     """The first shards on S3."""
     client = boto3.client("s3", region_name="us-east-1")
     client.create_bucket(Bucket="throughput")
@@ -163,7 +163,7 @@ def uploaded(work: Work, count: int) -> str:
     return shards
 
 
-def measure(work: Work, models: str, count: int) -> dict[str, list[Measured]]:
+def measure(work: Workload, models: str, count: int) -> dict[str, list[Measured]]:
     """All ways, one after the other; some come more than once."""
     measured: dict[str, list[Measured]] = {}
     for way in WAYS[models]:
@@ -181,7 +181,7 @@ def measure(work: Work, models: str, count: int) -> dict[str, list[Measured]]:
     return measured
 
 
-def targets(models: str, measured: Mapping[str, Measured], drift: float, work: Work) -> list[tuple[str, bool]]:
+def targets(models: str, measured: Mapping[str, Measured], drift: float, work: Workload) -> list[tuple[str, bool]]:
     """What must be reached, each with whether it is; ``drift`` is that of the models alone, as a share."""
     speed = {way: entry.speed for way, entry in measured.items()}
     share = speed["score"] / speed["ceiling"]
@@ -198,7 +198,7 @@ def targets(models: str, measured: Mapping[str, Measured], drift: float, work: W
     return lines
 
 
-def same_answers(work: Work) -> list[tuple[str, bool]]:
+def same_answers(work: Workload) -> list[tuple[str, bool]]:
     """Whether ``score`` finds what the plain path finds, and no less than SAM2's generator."""
     ours, plain, theirs = found_by_score(work), found_by("predictor", work), found_by("generator", work)
     masks = float(np.mean([iou(ours[name][0], mask) for name, (mask, _) in plain.items()]))

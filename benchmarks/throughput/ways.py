@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks.starter import automatic_generator, best_union, fit_to
-from benchmarks.throughput.work import ROWS_PER_SHARD, Stages, Work, actors
+from benchmarks.throughput.work import ROWS_PER_SHARD, Stages, Workload, actors
 from medfocus.pipeline.execution.actor import ENVIRONMENT
 from medfocus.stages.batch import Batch
 from medfocus.stages.batched_sam2 import ImageFeatures
@@ -32,7 +32,7 @@ from medfocus.stages.segment import Candidates, Segment
 KEPT = ("image_id", "mask_counts", "height", "width", "label")
 
 
-def ceiling(work: Work, count: int) -> Iterator[Batch]:
+def ceiling(work: Workload, count: int) -> Iterator[Batch]:
     """The models alone, in as many processes as ``score`` has for them, each with the same number of shards.
 
     Images are decoded before the clock starts; no Ray, nothing is written.
@@ -50,7 +50,7 @@ def ceiling(work: Work, count: int) -> Iterator[Batch]:
 
 def _models_alone(folder: str, shards: range, together: Any, answers: Any) -> None:
     torch.set_num_threads(1)
-    work = Work(Path(folder))
+    work = Workload(Path(folder))
     stages = Stages(work)
     batches = list(work.batches(shards.stop * ROWS_PER_SHARD))[shards.start :]
     decoded = [stages.decode(batch) for batch in batches]
@@ -62,7 +62,7 @@ def _models_alone(folder: str, shards: range, together: Any, answers: Any) -> No
         answers.put({name: done[name] for name in KEPT} | {"begun": begun})
 
 
-def loop_with_generator(work: Work, count: int) -> Iterator[Batch]:
+def loop_with_generator(work: Workload, count: int) -> Iterator[Batch]:
     """As it is mostly done: SAM2's automatic generator at its defaults, image by image, then CLIP."""
     stages = Stages(work)
     generator = automatic_generator(stages.segment.model)
@@ -100,7 +100,7 @@ class PredictorSegment(Segment):
         yield Candidates(image, masks, self._rank(masks, iou.flatten()), clicks.expand((*iou.shape, 2)).flatten(0, 1))
 
 
-def loop_with_predictor(work: Work, count: int) -> Iterator[Batch]:
+def loop_with_predictor(work: Workload, count: int) -> Iterator[Batch]:
     """SAM2's predictor in a loop, with the same points and the same choice of regions: the plain path."""
     stages = Stages(work)
     stages.segment = PredictorSegment(stages.segment.model, **work.config.segment.options)
@@ -122,7 +122,7 @@ class _Shards(torch.utils.data.Dataset):  # type: ignore[type-arg]
         return self.decode(self.batches[index])
 
 
-def dataloader(work: Work, count: int) -> Iterator[Batch]:
+def dataloader(work: Workload, count: int) -> Iterator[Batch]:
     """A PyTorch DataLoader with two worker processes around the batched models; nothing is written."""
     stages = Stages(work)
     shards = _Shards(list(work.batches(count)), stages.decode)
@@ -133,7 +133,7 @@ def dataloader(work: Work, count: int) -> Iterator[Batch]:
 class _Segmenting:
     def __init__(self, folder: str):
         torch.set_num_threads(2)
-        self.stages = Stages(Work(Path(folder)))
+        self.stages = Stages(Workload(Path(folder)))
 
     def __call__(self, batch: Batch) -> Batch:
         begun = np.full(len(batch["image_id"]), time.time())  # blocks come out joined, the first with the last
@@ -145,7 +145,7 @@ class _Classifying(_Segmenting):
         return self.stages.label(batch)
 
 
-def ray_data(work: Work, count: int) -> Iterator[Batch]:
+def ray_data(work: Workload, count: int) -> Iterator[Batch]:
     """Ray Data as its pages on batch inference write it: read, map, a class for each model, an actor each."""
     import ray
 
@@ -162,7 +162,7 @@ def ray_data(work: Work, count: int) -> Iterator[Batch]:
     yield from dataset.iter_batches(batch_size=None)
 
 
-def daft_class(work: Work, count: int) -> Iterator[Batch]:
+def daft_class(work: Workload, count: int) -> Iterator[Batch]:
     """Daft as its pages on class UDFs write it: read, a class with the models, a batch method."""
     import daft
 
@@ -172,7 +172,7 @@ def daft_class(work: Work, count: int) -> Iterator[Batch]:
     @daft.cls(max_concurrency=1)
     class Scoring:
         def __init__(self, folder: str):
-            self.stages = Stages(Work(Path(folder)))
+            self.stages = Stages(Workload(Path(folder)))
 
         @daft.method.batch(return_dtype=answer, unnest=True, batch_size=ROWS_PER_SHARD)
         def score(self, image_id: daft.Series, image: daft.Series, media_type: daft.Series) -> list[dict[str, Any]]:
@@ -189,7 +189,7 @@ def daft_class(work: Work, count: int) -> Iterator[Batch]:
         yield {name: np.array(part.column(name).to_pylist(), object) for name in part.schema.names}
 
 
-WAYS: dict[str, Callable[[Work, int], Iterator[Batch]]] = {
+WAYS: dict[str, Callable[[Workload, int], Iterator[Batch]]] = {
     "ceiling": ceiling,
     "generator": loop_with_generator,
     "predictor": loop_with_predictor,
@@ -201,7 +201,7 @@ WAYS: dict[str, Callable[[Work, int], Iterator[Batch]]] = {
 
 def main() -> int:
     way, folder, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
-    made = WAYS[way](Work(folder), count)
+    made = WAYS[way](Workload(folder), count)
     rows, moments = [], []
     for batch in made:
         rows.append(batch)

@@ -12,11 +12,11 @@ import torch
 
 from benchmarks.untrained import untrained
 from medfocus.cluster.connect import connected
-from medfocus.cluster.resources import plan
+from medfocus.cluster.resources import plan_resources
 from medfocus.pipeline.commands import pack
 from medfocus.pipeline.config import Config, load_config
 from medfocus.pipeline.execution.actor import load_embed, load_segment
-from medfocus.pipeline.models.registry import load_model
+from medfocus.pipeline.models.model import load_model
 from medfocus.stages.batch import Batch
 from medfocus.stages.decode import Decode
 from medfocus.starter.phantoms import CLASSES, write_set
@@ -25,7 +25,7 @@ SEED, ROWS_PER_SHARD = 7_000_000, 16
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """Shards of phantoms, a model, and the settings of every call, all below one folder."""
 
     folder: Path
@@ -58,12 +58,12 @@ class Work:
             yield {name: np.array(table[name].to_pylist(), object) for name in table.column_names}
 
 
-def prepare(folder: Path, count: int, settings: list[str]) -> Work:
+def prepare(folder: Path, count: int, settings: list[str]) -> Workload:
     """Draw and pack the phantoms, and save a model for the weights that the settings name."""
     given = [f"work={folder / 'work'}", f"pack.rows_per_shard={ROWS_PER_SHARD}", *settings]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "settings.json").write_text(json.dumps(given))
-    work = Work(folder)
+    work = Workload(folder)
     write_set(folder / "phantoms", count, seed=SEED, preset="easy", size=256)
     with connected(None, None):
         pack.run(work.config, str(folder / "phantoms" / "images"), str(work.shards), None)
@@ -73,13 +73,13 @@ def prepare(folder: Path, count: int, settings: list[str]) -> Work:
 
 def actors() -> int:
     """Processes that ``score`` has for the models on this machine."""
-    return plan({"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}).models.processes
+    return plan_resources({"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}).models.processes
 
 
 class Stages:
     """The project's stages with their models, as its actors load them, on all of this process's threads."""
 
-    def __init__(self, work: Work):
+    def __init__(self, work: Workload):
         config, model = work.config, load_model(work.model)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.segment = load_segment(config, device)

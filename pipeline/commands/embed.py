@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 from medfocus.cluster.connect import connected
-from medfocus.cluster.resources import plan
+from medfocus.cluster.resources import plan_resources
 from medfocus.pipeline.config import Config
 from medfocus.pipeline.console.logs import event, progress
 from medfocus.pipeline.data.commit import FEATURES, Output
@@ -12,9 +12,8 @@ from medfocus.pipeline.data.manifest import FILE, read_manifest
 from medfocus.pipeline.data.shared_paths import check_shared
 from medfocus.pipeline.data.storage import locate
 from medfocus.pipeline.errors import UsageError, before_start
-from medfocus.pipeline.execution.actor import Work
+from medfocus.pipeline.execution.job import JobSpec, Provenance
 from medfocus.pipeline.execution.stream import run_shards
-from medfocus.pipeline.execution.write import Version
 from medfocus.pipeline.models import model_files
 from medfocus.pipeline.models.foundation import Foundation
 from medfocus.pipeline.tracking import runs
@@ -36,14 +35,14 @@ def run(
         UsageError: there are no shards, or ``features`` holds rows made by other settings.
     """
     with before_start():
-        config = model_files.settle(config)
+        config = model_files.resolve_paths(config)
         source = locate(shards, config.storage)
         manifest = read_manifest(source)
         rows = sum(shard.most_labelled for shard in manifest.shards)
         if not rows:
             raise UsageError(f"{source.uri}: no image has a label; pack again with labels")
         foundation = Foundation.of(config)
-        side = model_files.image_size(config.segment, config.storage)
+        image_size = model_files.image_size(config.segment, config.storage)
         output = Output(locate(features, config.storage), FEATURES, replaces=retry_quarantined)
         settings = {"foundation": vars(foundation), "max_pixels": config.decode.max_pixels}
         record, todo = output.begin(settings, manifest, overwrite=overwrite, retry_quarantined=retry_quarantined)
@@ -56,9 +55,10 @@ def run(
         with connected(config.cluster.address, config.cluster.cpus) as resources:
             check_shared(config.storage, read=[source / FILE], written=[output.prefix])
             with progress("embed", rows, resumed, runs.log_progress) as shown:
-                work = Work(source, output, config, foundation, side, Version(foundation.key), prompts=None)
+                provenance = Provenance(foundation.key)
+                job = JobSpec(source, output, config, foundation, image_size, provenance, prompts=None)
                 most_quarantined = None if retry_quarantined else config.score.max_quarantined
-                done = run_shards(todo, work, plan(resources), shown, most_quarantined)
+                done = run_shards(todo, job, plan_resources(resources), shown, most_quarantined)
         output.check_complete([shard for shard in manifest.shards if shard.most_labelled])
         output.update(finished=True, digest=manifest.digest)
         seconds = time.monotonic() - started

@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 from medfocus.cluster.connect import connected
-from medfocus.cluster.resources import plan
+from medfocus.cluster.resources import plan_resources
 from medfocus.pipeline.config import Config
 from medfocus.pipeline.console.logs import event, progress
 from medfocus.pipeline.data.commit import PREDICTIONS, Output
@@ -12,11 +12,12 @@ from medfocus.pipeline.data.manifest import FILE, read_manifest
 from medfocus.pipeline.data.shared_paths import check_shared
 from medfocus.pipeline.data.storage import locate
 from medfocus.pipeline.errors import TooManyQuarantined, before_start
-from medfocus.pipeline.execution.actor import Prompts, Work
+from medfocus.pipeline.execution.job import JobSpec, Provenance
 from medfocus.pipeline.execution.stream import run_shards
-from medfocus.pipeline.execution.write import Version
 from medfocus.pipeline.models import model_files
-from medfocus.pipeline.models.registry import Model, resolve_model
+from medfocus.pipeline.models.model import Model
+from medfocus.pipeline.models.prompts import Prompts
+from medfocus.pipeline.models.registry import resolve_model
 from medfocus.pipeline.tracking import runs
 
 
@@ -39,12 +40,12 @@ def run(
         TooManyQuarantined: done, but the share of quarantined rows is above ``score.max_quarantined``.
     """
     with before_start():
-        config = model_files.settle(config)
+        config = model_files.resolve_paths(config)
         source = locate(shards, config.storage)
         manifest = read_manifest(source)
         model, version = resolve_model(model_uri, config)
-        config = model_files.settle(model.foundation.adopt(config))
-        side = model_files.image_size(config.segment, config.storage)
+        config = model_files.resolve_paths(model.foundation.adopt(config))
+        image_size = model_files.image_size(config.segment, config.storage)
         config = config.model_copy(update={"model": config.model.model_copy(update={"focus": model.settings.focus})})
         prompts = model.prompts(config.score.accept_at)
         output = Output(locate(out, config.storage), PREDICTIONS, replaces=retry_quarantined)
@@ -59,11 +60,11 @@ def run(
         with connected(config.cluster.address, config.cluster.cpus) as resources:
             check_shared(config.storage, read=[source / FILE], written=[output.prefix])
             with progress("score", manifest.rows, resumed, runs.log_progress) as shown:
-                made_by = Version(version, model.settings.classes)
-                work = Work(source, output, config, model.foundation, side, made_by, prompts)
+                provenance = Provenance(version, model.settings.classes)
+                job = JobSpec(source, output, config, model.foundation, image_size, provenance, prompts)
                 # Shards that are taken again for their quarantined rows are no fair sample.
                 most_quarantined = None if retry_quarantined else config.score.max_quarantined
-                done = run_shards(todo, work, plan(resources), shown, most_quarantined)
+                done = run_shards(todo, job, plan_resources(resources), shown, most_quarantined)
         output.check_complete(manifest.shards)
         output.update(finished=True, digest=manifest.digest)
         seconds = time.monotonic() - started

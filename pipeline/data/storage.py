@@ -202,7 +202,7 @@ def s3_region(config: StorageSection) -> str | None:
     return config.s3_region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
 
 
-def settle_storage(config: StorageSection) -> StorageSection:
+def resolve_storage(config: StorageSection) -> StorageSection:
     """The section with the endpoint and the region in force here, for workers whose environment may be another."""
     return config.model_copy(update={"s3_endpoint": s3_endpoint(config), "s3_region": s3_region(config)})
 

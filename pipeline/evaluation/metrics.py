@@ -9,7 +9,7 @@ from sklearn.metrics import confusion_matrix
 
 
 @dataclass(frozen=True)
-class Judged:
+class EvaluationSet:
     """Predictions with their truth.
 
     Args:
@@ -26,9 +26,9 @@ class Judged:
     patients: np.ndarray
     classes: tuple[str, ...]
 
-    def only(self, rows: np.ndarray) -> "Judged":
+    def only(self, rows: np.ndarray) -> "EvaluationSet":
         """The rows that a bool [N] chooses."""
-        return Judged(
+        return EvaluationSet(
             self.truth[rows], self.probabilities[rows], self.accepted[rows], self.patients[rows], self.classes
         )
 
@@ -37,12 +37,12 @@ class Judged:
         return self.probabilities.argmax(1)
 
 
-def confusion(judged: Judged) -> np.ndarray:
+def confusion(judged: EvaluationSet) -> np.ndarray:
     """Counts int64 [C, C], true class by predicted class."""
     return confusion_matrix(judged.truth, judged.predicted, labels=range(len(judged.classes)))
 
 
-def calibration(judged: Judged, bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def calibration(judged: EvaluationSet, bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean confidence, accuracy and row count of each bin of equal width, float64 [bins] (nan where empty)."""
     index, confidence, right = _binned(judged, bins)
     rows = np.bincount(index, minlength=bins)
@@ -54,7 +54,7 @@ def calibration(judged: Judged, bins: int) -> tuple[np.ndarray, np.ndarray, np.n
         )
 
 
-def measure(judged: Judged, *, resamples: int, bins: int, seed: int) -> dict[str, dict[str, Any]]:
+def measure(judged: EvaluationSet, *, resamples: int, bins: int, seed: int) -> dict[str, dict[str, Any]]:
     """Every metric with its 95 % percentile interval of a bootstrap over patients (Efron 1979).
 
     Accuracy; macro-AUROC, one against the rest, over the classes that have both sides in ``judged``; sensitivity
@@ -97,7 +97,7 @@ def measure(judged: Judged, *, resamples: int, bins: int, seed: int) -> dict[str
     return result
 
 
-def _binned(judged: Judged, bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _binned(judged: EvaluationSet, bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     confidence = judged.probabilities.max(1).astype(np.float64)
     index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)  # bins are open below, closed above
     return index, confidence, (judged.predicted == judged.truth).astype(np.float64)
@@ -106,7 +106,7 @@ def _binned(judged: Judged, bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
 class _Scorer:
     """All metrics of one sample under row weights; what does not depend on the weights is made once."""
 
-    def __init__(self, judged: Judged, bins: int):
+    def __init__(self, judged: EvaluationSet, bins: int):
         self.judged, self.bins = judged, bins
         self.count = len(judged.classes)
         self.bin, self.confidence, self.right = _binned(judged, bins)

@@ -1,7 +1,6 @@
 """What holds the models, as an actor of Ray Data."""
 
 import platform
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,17 +11,15 @@ from medfocus.cluster.devices import is_device_error
 from medfocus.cluster.resources import Share
 from medfocus.pipeline.config import Config
 from medfocus.pipeline.console.causes import reason
-from medfocus.pipeline.data.commit import RUN_FILE, Output
+from medfocus.pipeline.data.commit import RUN_FILE
 from medfocus.pipeline.data.shared_paths import check_seen
-from medfocus.pipeline.data.storage import Location
 from medfocus.pipeline.errors import MedFocusError
 from medfocus.pipeline.execution.isolation import Isolation
-from medfocus.pipeline.execution.write import Version, commit_rows
+from medfocus.pipeline.execution.job import JobSpec
+from medfocus.pipeline.execution.write import commit_rows
 from medfocus.pipeline.models import model_files
-from medfocus.pipeline.models.calibration import Calibration
-from medfocus.pipeline.models.foundation import Foundation
+from medfocus.pipeline.models.prompts import Prompts
 from medfocus.stages.batch import Batch, start
-from medfocus.stages.prompt_settings import PromptSettings
 from medfocus.stages.segment import Segment
 from medfocus.stages.weights import load_clip, load_sam2, load_tokenizer
 
@@ -36,38 +33,6 @@ if TYPE_CHECKING:
 ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
 
 
-@dataclass(frozen=True)
-class Prompts:
-    """The learned part of a model, as it travels to actors."""
-
-    settings: PromptSettings
-    state: dict[str, np.ndarray]
-    calibration: Calibration
-
-
-@dataclass(frozen=True)
-class Work:
-    """What is done to shards: where they lie, where their rows go, and what makes these.
-
-    Args:
-        source: prefix of the shards.
-        output: where their rows go.
-        config: settled, so that its names mean the same on every node.
-        foundation: the frozen models that the run was started with.
-        side: of the square images that SAM2 takes, in pixels.
-        version: what made the rows.
-        prompts: of the model that scores; None keeps features of the labelled rows instead.
-    """
-
-    source: Location
-    output: Output
-    config: Config
-    foundation: Foundation
-    side: int
-    version: Version
-    prompts: Prompts | None
-
-
 class ModelActor:
     """SAM2 and CLIP in one actor: shards come in decoded, and what goes out is the summary of each, once it is written.
 
@@ -75,13 +40,13 @@ class ModelActor:
     another process, which takes some of a CPU from the models also while it has nothing to write.
     """
 
-    def __init__(self, work: Work, share: Share, device: str, journal: Any):
+    def __init__(self, job: JobSpec, share: Share, device: str, journal: Any):
         torch.set_num_threads(share.threads)
-        check_seen(work.output.prefix / RUN_FILE)
-        self.work, self.journal = work, journal
+        check_seen(job.output.prefix / RUN_FILE)
+        self.job, self.journal = job, journal
         try:
-            self.segment = load_segment(work.config, device, work.foundation.sam2_identity)
-            self.embed, self.classify = load_embed(work.config, device, work.prompts, work.foundation.clip_identity)
+            self.segment = load_segment(job.config, device, job.foundation.sam2_identity)
+            self.embed, self.classify = load_embed(job.config, device, job.prompts, job.foundation.clip_identity)
             if ray.get(journal.device_errors.remote()):
                 self._try_device()
         except Exception as error:
@@ -109,13 +74,13 @@ class ModelActor:
         return self.classify(embedded) if self.classify else embedded
 
     def _commit(self, batch: Batch) -> dict[str, list]:
-        return commit_rows(batch, self.work.output, self.work.version)
+        return commit_rows(batch, self.job.output, self.job.provenance)
 
 
 def load_segment(config: Config, device: str, identity: str | None = None) -> Segment:
     """The region finder with its SAM2, which has to be of an identity where one is given."""
     source = model_files.resolve_sam2(config.segment, config.storage)
-    model_files.verify(source, identity, "segment")
+    model_files.check_identity(source, identity, "segment")
     sam2 = load_sam2(source.model, source.checkpoint, image_size=config.segment.image_size, device=device)
     return Segment(sam2, **config.segment.options)
 
@@ -131,7 +96,7 @@ def load_embed(
     from medfocus.stages.tower import ImageTower
 
     source = model_files.resolve_clip(config.clip, config.storage)
-    model_files.verify(source, identity, "clip")
+    model_files.check_identity(source, identity, "clip")
     clip = load_clip(source.model, source.checkpoint, source.preprocess, device=device)
     region = config.model.focus in ("masked_image", "both")
     views = config.clip.views if prompts is None else 1

@@ -19,14 +19,17 @@ from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, Ray
 from scipy.stats import binom
 
 from medfocus.cluster.devices import names_device_error
-from medfocus.cluster.resources import Plan, Share
+from medfocus.cluster.resources import ResourcePlan, Share
 from medfocus.pipeline.console.causes import reason
 from medfocus.pipeline.console.logs import Progress, log
 from medfocus.pipeline.data.manifest import ShardEntry
 from medfocus.pipeline.errors import MedFocusError
-from medfocus.pipeline.execution.actor import ENVIRONMENT, ModelActor, Work
-from medfocus.pipeline.execution.isolation import FAILURE, Isolation, open_journal
-from medfocus.pipeline.execution.read import read_and_decode
+from medfocus.pipeline.execution.actor import ENVIRONMENT, ModelActor
+from medfocus.pipeline.execution.block import FAILURE
+from medfocus.pipeline.execution.decode import read_and_decode
+from medfocus.pipeline.execution.isolation import Isolation
+from medfocus.pipeline.execution.job import JobSpec
+from medfocus.pipeline.execution.journal import open_journal
 
 # How often a shard is tried, and the seconds before the first new try; each later one waits twice as long.
 _TRIES, _PAUSE = 4, 2.0
@@ -42,7 +45,7 @@ _FEWEST_QUARANTINED, _CHANCE = 32, 1e-6
 
 
 @dataclass
-class Done:
+class RunSummary:
     """What became of the shards of a run: rows written, shards tried again, and why some could not be finished."""
 
     written: int = 0
@@ -66,13 +69,17 @@ class Attempt:
 
 
 def run_shards(
-    shards: Sequence[ShardEntry], work: Work, plan: Plan, shown: Progress, most_quarantined: float | None = None
-) -> Done:
+    shards: Sequence[ShardEntry],
+    job: JobSpec,
+    plan: ResourcePlan,
+    shown: Progress,
+    most_quarantined: float | None = None,
+) -> RunSummary:
     """Finish the shards, those that fail for a transient reason at a later try.
 
     Args:
         shards: to do.
-        work: what is done to them.
+        job: what is done to them.
         plan: of the cluster.
         shown: is told of finished rows.
         most_quarantined: share of rows that may be in quarantine; more than chance makes of it ends the run. None lets
@@ -81,10 +88,10 @@ def run_shards(
     Raises:
         MedFocusError: some shards could not be finished, all others are; or too many rows are in quarantine.
     """
-    done, todo = Done(), list(shards)
+    done, todo = RunSummary(), list(shards)
     tries: Counter[str] = Counter()
     while todo:
-        attempt = _pass(todo, work, plan, shown, done, most_quarantined)
+        attempt = _pass(todo, job, plan, shown, done, most_quarantined)
         # A pass that a lost process ended costs no shard a try as long as some are finished.
         tries.update(attempt.failed if attempt.finished else attempt.again)
         todo = [shard for shard in todo if shard.sha256 in attempt.again and tries[shard.sha256] < _TRIES]
@@ -103,13 +110,18 @@ def run_shards(
 
 
 def _pass(
-    todo: Sequence[ShardEntry], work: Work, plan: Plan, shown: Progress, done: Done, most_quarantined: float | None
+    todo: Sequence[ShardEntry],
+    job: JobSpec,
+    plan: ResourcePlan,
+    shown: Progress,
+    done: RunSummary,
+    most_quarantined: float | None,
 ) -> Attempt:
     """Try shards once."""
     attempt = Attempt({shard.sha256 for shard in todo})
     lost = "its rows did not come to the end of the stream; see Ray's logs of the node that had it"
     try:
-        for summary in _plans(todo, work, plan):
+        for summary in _plans(todo, job, plan):
             shard = summary["shard"]
             if summary[FAILURE]:
                 done.failures[shard] = summary[FAILURE]
@@ -151,25 +163,25 @@ def _check_quarantined(shown: Progress, allowed: float) -> None:
         )
 
 
-def _plans(todo: Sequence[ShardEntry], work: Work, plan: Plan) -> Iterator[dict[str, Any]]:
+def _plans(todo: Sequence[ShardEntry], job: JobSpec, plan: ResourcePlan) -> Iterator[dict[str, Any]]:
     """The summaries of all shards, from one plan of Ray Data after the other."""
     size = _SHARDS_PER_ACTOR * plan.models.processes
     for start in range(0, len(todo), size):
-        yield from _stream(todo[start : start + size], work, plan)
+        yield from _stream(todo[start : start + size], job, plan)
 
 
-def _stream(shards: Sequence[ShardEntry], work: Work, plan: Plan) -> Iterator[dict[str, Any]]:
+def _stream(shards: Sequence[ShardEntry], job: JobSpec, plan: ResourcePlan) -> Iterator[dict[str, Any]]:
     """Run the shards through the stages; yields the summary of each, in the order they end."""
-    decode = {"size": work.side, "max_pixels": work.config.decode.max_pixels}
+    decode = {"size": job.image_size, "max_pixels": job.config.decode.max_pixels}
     items = [asdict(shard) for shard in shards]
     journal = open_journal()
     reading = {
-        "source": work.source,
+        "source": job.source,
         "decode": decode,
-        "labelled_only": work.prompts is None,
+        "labelled_only": job.prompts is None,
         "isolation": Isolation("decode", journal),
     }
-    loading = (work, plan.models, plan.device, journal)
+    loading = (job, plan.models, plan.device, journal)
     dataset = (
         ray.data.from_items(items, override_num_blocks=len(items))
         .map_batches(read_and_decode, batch_size=1, fn_kwargs=reading, **_tasks(plan.decode, len(items)))

@@ -1,6 +1,5 @@
 """Writing the rows of one shard as the records of its output."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,19 +9,12 @@ from medfocus.pipeline.data import records
 from medfocus.pipeline.data.commit import Output
 from medfocus.pipeline.data.storage import AccessError, StorageError
 from medfocus.pipeline.errors import MedFocusError, ShardError
-from medfocus.pipeline.execution.isolation import FAILURE
+from medfocus.pipeline.execution.block import FAILURE
+from medfocus.pipeline.execution.job import Provenance
 from medfocus.stages.batch import well
 
 
-@dataclass(frozen=True)
-class Version:
-    """What made the rows: a model version and its classes, or, for features, the ``model_key`` and no classes."""
-
-    name: str
-    classes: tuple[str, ...] = ()
-
-
-def commit_rows(batch: dict[str, np.ndarray], output: Output, version: Version) -> dict[str, list]:
+def commit_rows(batch: dict[str, np.ndarray], output: Output, provenance: Provenance) -> dict[str, list]:
     """Write the rows of one shard; returns its summary as a batch of one row.
 
     A shard that could not be finished is not written, nor is one that cannot be written now; ``failure`` says why, and
@@ -34,7 +26,7 @@ def commit_rows(batch: dict[str, np.ndarray], output: Output, version: Version) 
     shard, failure = batch["shard"][0], str(batch[FAILURE][0])
     if not failure:
         try:
-            return _commit(batch, output, version) | {"shard": [shard], FAILURE: [""], "lasting": [False]}
+            return _commit(batch, output, provenance) | {"shard": [shard], FAILURE: [""], "lasting": [False]}
         except AccessError:
             raise
         except StorageError as error:
@@ -43,7 +35,7 @@ def commit_rows(batch: dict[str, np.ndarray], output: Output, version: Version) 
     return {"rows": [0], "written": [0], "quarantined": [0], "shard": [shard], FAILURE: [failure], "lasting": [lasting]}
 
 
-def _commit(batch: dict[str, np.ndarray], output: Output, version: Version) -> dict[str, list]:
+def _commit(batch: dict[str, np.ndarray], output: Output, provenance: Provenance) -> dict[str, list]:
     rows, shards = int(batch["shard_rows"][0]), set(batch["shard"].tolist())
     if len(shards) != 1 or len(batch["image_id"]) != max(rows, 1):
         raise MedFocusError(
@@ -53,7 +45,7 @@ def _commit(batch: dict[str, np.ndarray], output: Output, version: Version) -> d
     batch = {name: column[:rows] for name, column in batch.items()}  # without the blank row of a shard of no rows
     good = well(batch)
     bad = np.setdiff1d(np.arange(rows), good)
-    table = _predictions(batch, good, version) if version.classes else _features(batch, good, version)
+    table = _predictions(batch, good, provenance) if provenance.classes else _features(batch, good, provenance)
     output.commit(shards.pop(), table, _quarantine(batch, bad))
     return {"rows": [rows], "written": [len(good)], "quarantined": [len(bad)]}
 
@@ -77,12 +69,12 @@ def _found(batch: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, Any]:
     return {"mask": masks, "mask_score": batch["mask_score"][rows]}
 
 
-def _features(batch: dict[str, np.ndarray], rows: np.ndarray, version: Version) -> pa.Table:
+def _features(batch: dict[str, np.ndarray], rows: np.ndarray, provenance: Provenance) -> pa.Table:
     region = "region_tokens" in batch
     _, views, tokens, width = batch["tokens"].shape
     schema = records.feature_schema(tokens, width, region, augmented=views - 1)
     columns = _who(batch, rows) | _found(batch, rows)
-    columns |= {"label": batch["truth"][rows].tolist(), "model_key": [version.name] * len(rows)}
+    columns |= {"label": batch["truth"][rows].tolist(), "model_key": [provenance.name] * len(rows)}
     for name in ("tokens", "focus", "region_tokens") if region else ("tokens", "focus"):
         columns[name] = _tensors(batch[name][rows, 0])
         if views > 1:
@@ -97,16 +89,16 @@ def _tensors(values: np.ndarray) -> pa.ExtensionArray:
     return pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.float16(), values.shape[1:]), storage)
 
 
-def _predictions(batch: dict[str, np.ndarray], rows: np.ndarray, version: Version) -> pa.Table:
+def _predictions(batch: dict[str, np.ndarray], rows: np.ndarray, provenance: Provenance) -> pa.Table:
     columns = _who(batch, rows) | _found(batch, rows)
     columns |= {
         "label": batch["label"][rows].tolist(),
         "probabilities": list(batch["probabilities"][rows]),
         "confidence": batch["confidence"][rows],
         "decision": batch["decision"][rows].tolist(),
-        "model_version": [version.name] * len(rows),
+        "model_version": [provenance.name] * len(rows),
     }
-    return pa.table(columns, schema=records.prediction_schema(version.classes))
+    return pa.table(columns, schema=records.prediction_schema(provenance.classes))
 
 
 def _quarantine(batch: dict[str, np.ndarray], rows: np.ndarray) -> pa.Table:

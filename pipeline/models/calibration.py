@@ -7,7 +7,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
 # Above every confidence: nothing is accepted.
-NOTHING = 1.01
+ACCEPT_NONE = 1.01
 _LOWEST, _HIGHEST = np.log(0.02), np.log(50.0)
 
 
@@ -38,7 +38,7 @@ def fit_threshold(probabilities: np.ndarray, targets: np.ndarray, sensitivity: f
     """The lowest confidence from which predictions can be accepted.
 
     From it on every class that has accepted rows reaches the sensitivity among them: of those whose truth it is, that
-    share is predicted so. ``NOTHING`` where no confidence does.
+    share is predicted so. ``ACCEPT_NONE`` where no confidence does.
 
     Args:
         probabilities: float [N, C] of held-out rows.
@@ -53,7 +53,7 @@ def fit_threshold(probabilities: np.ndarray, targets: np.ndarray, sensitivity: f
     enough = (found >= sensitivity * accepted - 1e-9).all(1)
     ends = np.append(np.diff(confidence[order]) < 0, True)  # rows of one confidence are accepted together
     good = np.flatnonzero(enough & ends)
-    return float(confidence[order][good[-1]]) if len(good) else NOTHING
+    return float(confidence[order][good[-1]]) if len(good) else ACCEPT_NONE
 
 
 def calibrate(logits: np.ndarray, targets: np.ndarray, sensitivity: float) -> Calibration:

@@ -21,7 +21,7 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from medfocus.cluster.account import is_writable, own_folder
 from medfocus.pipeline.config import ClipSection, Config, SegmentSection, StorageSection
 from medfocus.pipeline.console.logs import log
-from medfocus.pipeline.data.storage import Location, locate, settle_storage
+from medfocus.pipeline.data.storage import Location, locate, resolve_storage
 from medfocus.pipeline.errors import MedFocusError, UsageError
 from medfocus.stages.weights import WeightsError, check_sha256, file_sha256, sam2_hub_file, sam2_image_size
 
@@ -29,7 +29,7 @@ STARTER = "starter"
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelFiles:
     """Where a model comes from.
 
     Args:
@@ -53,7 +53,7 @@ class Source:
         ).hexdigest()
 
 
-def settle(config: Config) -> Config:
+def resolve_paths(config: Config) -> Config:
     """The configuration with names that mean the same in every process and on every node.
 
     Folders and files of models become absolute paths; the endpoint and the region in force here become those of the
@@ -64,7 +64,7 @@ def settle(config: Config) -> Config:
         name: section.model_copy(update={"model": _absolute(section.model), "weights": _absolute(section.weights)})
         for name, section in sections.items()
     }
-    return config.model_copy(update={**settled, "storage": settle_storage(config.storage)})
+    return config.model_copy(update={**settled, "storage": resolve_storage(config.storage)})
 
 
 def _absolute(name: str | None) -> str | None:
@@ -73,7 +73,7 @@ def _absolute(name: str | None) -> str | None:
     return str(path.absolute()) if name and name != STARTER and "://" not in name and path.exists() else name
 
 
-def verify(source: Source, identity: str | None, section: str) -> Source:
+def check_identity(source: ModelFiles, identity: str | None, section: str) -> ModelFiles:
     """The source, if it is the model that the run was started with; ``None`` takes any.
 
     Raises:
@@ -87,7 +87,7 @@ def verify(source: Source, identity: str | None, section: str) -> Source:
     return source
 
 
-def resolve_sam2(section: SegmentSection, storage: StorageSection) -> Source:
+def resolve_sam2(section: SegmentSection, storage: StorageSection) -> ModelFiles:
     """Find or fetch SAM2.
 
     Raises:
@@ -108,7 +108,7 @@ def image_size(section: SegmentSection, storage: StorageSection) -> int:
     return section.image_size or sam2_image_size(resolve_sam2(section, storage).model)
 
 
-def resolve_clip(section: ClipSection, storage: StorageSection) -> Source:
+def resolve_clip(section: ClipSection, storage: StorageSection) -> ModelFiles:
     """Find or fetch CLIP.
 
     Raises:
@@ -132,7 +132,7 @@ def resolve_clip(section: ClipSection, storage: StorageSection) -> Source:
 
 def _checked(
     model: str | Path, checkpoint: Path | None, sha256: str | None, preprocess: dict[str, Any] | None = None
-) -> Source:
+) -> ModelFiles:
     if checkpoint is None:
         raise UsageError(f"{model}: no weights are configured; set weights to a path, an s3:// URI or a hub name")
     if sha256 is not None:
@@ -140,7 +140,7 @@ def _checked(
             check_sha256(checkpoint, sha256)
         except WeightsError as error:
             raise UsageError(str(error)) from error
-    return Source(model, checkpoint, preprocess)
+    return ModelFiles(model, checkpoint, preprocess)
 
 
 def _starter_folder(name: str) -> Path:
@@ -199,7 +199,7 @@ def _from_hub(repository: str, name: str) -> Path:
     return Path(_downloaded(repository, lambda: hf_hub_download(repo_id=repository, filename=name)))
 
 
-def _from_tag(model: str, tag: str) -> Source | None:
+def _from_tag(model: str, tag: str) -> ModelFiles | None:
     """The weights of a pretrained tag as open_clip names them; None where it knows no such tag of the model.
 
     Raises:
@@ -218,7 +218,7 @@ def _from_tag(model: str, tag: str) -> Source | None:
         name = f"{model}-quickgelu" if wanted else model.removesuffix("-quickgelu")
         raise UsageError(f"{tag}: these weights are not of {model} but of {name}; set clip.model={name}")
     checkpoint = Path(_downloaded(tag, lambda: open_clip.download_pretrained(configuration)))
-    return Source(model, checkpoint, {key: configuration[key] for key in ("mean", "std") if configuration.get(key)})
+    return ModelFiles(model, checkpoint, {key: configuration[key] for key in ("mean", "std") if configuration.get(key)})
 
 
 def _clip_from_hub(repository: str) -> Path:

@@ -1,103 +1,29 @@
-"""Trained models: the learned prompts as safetensors, and a JSON that says what they fit on.
+"""Models in MLflow's registry: a model is registered, and found again by its URI.
 
-A model is registered in MLflow's registry and named by ``models:/NAME/VERSION`` (or ``models:/NAME@ALIAS``), or by
-the folder that holds its two files.
+A model is named by ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``, or by the folder that holds its two files.
 """
 
-import json
 import re
 import tempfile
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import mlflow
-import torch
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from safetensors.torch import save_file
 
 from medfocus.pipeline.config import Config
 from medfocus.pipeline.console.causes import reason
 from medfocus.pipeline.console.credentials import without_credentials
-from medfocus.pipeline.data.commit import settings_key
 from medfocus.pipeline.data.storage import locate
 from medfocus.pipeline.errors import UsageError
-from medfocus.pipeline.execution.actor import Prompts
-from medfocus.pipeline.models.calibration import Calibration
-from medfocus.pipeline.models.foundation import Foundation
+from medfocus.pipeline.models.model import PROMPTS_FILE, SETTINGS_FILE, Model, load_model
 from medfocus.pipeline.tracking import runs
 from medfocus.pipeline.tracking.store import attempt, shown_uri
-from medfocus.pipeline.training.folds import HeldOut
-from medfocus.stages.prompt_settings import PromptSettings
-from medfocus.stages.weights import WeightsError, read_state_dict
 
-PROMPTS_FILE, SETTINGS_FILE = "prompts.safetensors", "prompts.json"
 # A new model's name: MLflow takes neither / nor :, its URIs neither @ nor what means something in a URI; and databases
 # keep so many characters of it.
 _NAME, _LONGEST_NAME = re.compile(r"[\w.-]+(?: [\w.-]+)*"), 250
-
-
-@dataclass(frozen=True)
-class Model:
-    """Learned prompts, their settings, the foundation they fit on, and how sure they may be.
-
-    ``held_out`` says of which rows the calibration is; None in a model of a version that did not record it.
-    """
-
-    settings: PromptSettings
-    state: dict[str, torch.Tensor]
-    foundation: Foundation
-    calibration: Calibration
-    held_out: HeldOut | None = None
-
-    def save(self, folder: Path) -> None:
-        """Write the two files of the model into a folder."""
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(self.state, folder / PROMPTS_FILE)
-        (folder / SETTINGS_FILE).write_text(json.dumps(self._content(), indent=1, sort_keys=True) + "\n")
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the settings, the foundation, the calibration and every learned number."""
-        tensors = {name: value.numpy().tobytes().hex() for name, value in self.state.items()}
-        return settings_key(self._content() | tensors)
-
-    def prompts(self, accept_at: float | None) -> Prompts:
-        """What actors need; ``accept_at`` in place of the fitted confidence where it is given."""
-        calibration = self.calibration if accept_at is None else replace(self.calibration, accept_at=accept_at)
-        return Prompts(self.settings, {name: value.numpy() for name, value in self.state.items()}, calibration)
-
-    def _content(self) -> dict[str, Any]:
-        parts = {"foundation": vars(self.foundation), "calibration": vars(self.calibration)}
-        if self.held_out is not None:
-            parts["held_out"] = vars(self.held_out)
-        return {"settings": self.settings.to_json(), **parts}
-
-
-def load_model(folder: Path, name: str | None = None) -> Model:
-    """A model from the folder that holds its two files.
-
-    Args:
-        folder: where the files are.
-        name: how the model is called in messages; by the folder's name if left out.
-
-    Raises:
-        UsageError: a file is missing, or is not what it should be.
-    """
-    name = name or folder.name
-    try:
-        content = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
-        settings = PromptSettings.from_json(content["settings"])
-        foundation = Foundation(**content["foundation"])
-        calibration = Calibration(**content["calibration"])
-        held_out = HeldOut(**content["held_out"]) if "held_out" in content else None
-        return Model(settings, read_state_dict(folder / PROMPTS_FILE), foundation, calibration, held_out)
-    except FileNotFoundError as error:
-        missing = Path(error.filename).name if error.filename else PROMPTS_FILE
-        raise UsageError(f"{name}: its file {missing} is missing; give a model that train made") from error
-    except (OSError, KeyError, TypeError, ValueError, WeightsError) as error:
-        raise UsageError(f"{name}: not a MedFocus model ({reason(error)}); give one that train made") from error
 
 
 def check_name(name: str) -> None:

@@ -25,11 +25,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from medfocus.pipeline.config import Config
 from medfocus.pipeline.models import model_files
-from medfocus.pipeline.training.state import Progress
+from medfocus.pipeline.training.state import TrainingState
 from medfocus.stages.prompt_settings import PromptSettings
 from medfocus.stages.prompted_clip import PromptedCLIP
-from medfocus.stages.tower import Remembered
-from medfocus.stages.tuning import Shown, anneal, train_epoch
+from medfocus.stages.tower import CachedTokens
+from medfocus.stages.tuning import TrainingBatch, anneal, train_epoch
 from medfocus.stages.weights import load_clip, load_tokenizer
 
 # Rows a worker shuffles among where it streams; what is kept in memory is shuffled whole.
@@ -42,7 +42,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Tuning:
+class TuningSpec:
     """What a worker needs to know.
 
     Args:
@@ -125,7 +125,7 @@ def _remember(learned: PromptedCLIP, columns: Columns) -> Tensors:
         if name in tensors:
             tokens = tensors.pop(name)
             every = tokens.shape[:-2]  # rows, or rows and their views
-            cls, memory = learned.remember(tokens.flatten(0, -3))
+            cls, memory = learned.cache_tokens(tokens.flatten(0, -3))
             tensors |= {f"{name} cls": cls.unflatten(0, every), f"{name} memory": memory.half().unflatten(0, every)}
     return tensors
 
@@ -133,7 +133,7 @@ def _remember(learned: PromptedCLIP, columns: Columns) -> Tensors:
 class Parts:
     """What each round learns from and what it holds out."""
 
-    def __init__(self, tuning: Tuning, learned: PromptedCLIP):
+    def __init__(self, tuning: TuningSpec, learned: PromptedCLIP):
         self.folds, self.learned = tuning.folds, learned
         if self.folds:
             stream = ray.train.get_dataset_shard("rows")
@@ -163,16 +163,16 @@ def tune(options: dict[str, Any]) -> dict[str, Any]:
     Returns:
         The learned state, the progress, and what the rounds said of their held-out rows.
     """
-    tuning: Tuning = options["tuning"]
+    tuning: TuningSpec = options["tuning"]
     torch.set_num_threads(tuning.threads)
     model = _build(tuning)
     learned = _learned(model)
     optimizer = _optimizer(learned, tuning)
-    progress = Progress.beginning(learned.learned_state())
+    progress = TrainingState.beginning(learned.learned_state())
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
-            progress = Progress.load(Path(folder), learned, optimizer)
+            progress = TrainingState.load(Path(folder), learned, optimizer)
     resumed = progress.epochs_done
     parts = Parts(tuning, learned)
     while True:
@@ -189,8 +189,8 @@ def _round(
     model: PromptedCLIP | DistributedDataParallel,
     optimizer: torch.optim.Optimizer,
     parts: tuple[Rows, Rows | None],
-    tuning: Tuning,
-    progress: Progress,
+    tuning: TuningSpec,
+    progress: TrainingState,
 ) -> None:
     """Learn until the held-out loss no longer falls, or, with nothing held out, for as long as was best before."""
     train = tuning.config.train
@@ -203,16 +203,16 @@ def _round(
         _report(_learned(model), optimizer, progress)
 
 
-def _build(tuning: Tuning) -> PromptedCLIP | DistributedDataParallel:
+def _build(tuning: TuningSpec) -> PromptedCLIP | DistributedDataParallel:
     config = tuning.config
     source = model_files.resolve_clip(config.clip, config.storage)
-    model_files.verify(source, tuning.clip_identity, "clip")
+    model_files.check_identity(source, tuning.clip_identity, "clip")
     clip = load_clip(source.model, source.checkpoint, source.preprocess)
     torch.manual_seed(config.seed)  # the same first prompts on every worker
     return prepare_model(PromptedCLIP(clip, load_tokenizer(source.model), tuning.settings))
 
 
-def _optimizer(learned: PromptedCLIP, tuning: Tuning) -> torch.optim.Optimizer:
+def _optimizer(learned: PromptedCLIP, tuning: TuningSpec) -> torch.optim.Optimizer:
     train = tuning.config.train
     return torch.optim.AdamW(learned.parameter_groups(train.learning_rate), weight_decay=train.weight_decay)
 
@@ -221,17 +221,17 @@ def _learned(model: PromptedCLIP | DistributedDataParallel) -> PromptedCLIP:
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
-def _shown(batch: Tensors) -> Shown:
+def _shown(batch: Tensors) -> TrainingBatch:
     tensors = {name: value.to(get_device()) for name, value in batch.items()}
     seen = {
-        name: Remembered(tensors[f"{name} cls"], tensors[f"{name} memory"].float())
+        name: CachedTokens(tensors[f"{name} cls"], tensors[f"{name} memory"].float())
         for name in ("tokens", "region_tokens")
         if f"{name} cls" in tensors
     }
-    return Shown(seen["tokens"], tensors["focus"], seen.get("region_tokens"), tensors["target"])
+    return TrainingBatch(seen["tokens"], tensors["focus"], seen.get("region_tokens"), tensors["target"])
 
 
-def _logits(model: PromptedCLIP | DistributedDataParallel, shown: Shown) -> torch.Tensor:
+def _logits(model: PromptedCLIP | DistributedDataParallel, shown: TrainingBatch) -> torch.Tensor:
     return _learned(model).logits(*model(shown.whole, shown.focus, shown.region))
 
 
@@ -239,7 +239,7 @@ def _train_epoch(
     model: PromptedCLIP | DistributedDataParallel,
     optimizer: torch.optim.Optimizer,
     rows: Rows,
-    tuning: Tuning,
+    tuning: TuningSpec,
     epoch: int,
 ) -> float:
     config = tuning.config
@@ -253,7 +253,7 @@ def _train_epoch(
 
 @torch.inference_mode()
 def _judge(
-    model: PromptedCLIP | DistributedDataParallel, rows: Rows, tuning: Tuning
+    model: PromptedCLIP | DistributedDataParallel, rows: Rows, tuning: TuningSpec
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits float32 [N, C] and targets int64 [N] of the held-out rows, all of which every worker has."""
     model.eval()
@@ -273,7 +273,7 @@ def _sum_over_workers(*values: float) -> list[float]:
     return summed.tolist()
 
 
-def _report(learned: PromptedCLIP, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+def _report(learned: PromptedCLIP, optimizer: torch.optim.Optimizer, progress: TrainingState) -> None:
     """Report the epoch; rank 0 adds the checkpoint."""
     if ray.train.get_context().get_world_rank() != 0:
         ray.train.report(progress.history[-1])

@@ -15,7 +15,7 @@ State = dict[str, torch.Tensor]
 
 
 @dataclass
-class Progress:
+class TrainingState:
     """Rounds and epochs done, the best of the present round, and what the rounds said of their held-out rows.
 
     ``history`` has an entry an epoch, whatever the round. ``best`` is the learned state of the best epoch of the
@@ -34,7 +34,7 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
 
     @classmethod
-    def beginning(cls, state: State) -> "Progress":
+    def beginning(cls, state: State) -> "TrainingState":
         return cls(initial=state, best=state)
 
     @property
@@ -95,7 +95,7 @@ class Progress:
         (folder / "progress.json").write_text(json.dumps(plain))
 
     @classmethod
-    def load(cls, folder: Path, learned: PromptedCLIP, optimizer: torch.optim.Optimizer) -> "Progress":
+    def load(cls, folder: Path, learned: PromptedCLIP, optimizer: torch.optim.Optimizer) -> "TrainingState":
         """Read what ``save`` wrote, and put the learned part and the optimizer in place."""
         learned.load_learned(load_file(folder / "learned.safetensors"))
         optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))

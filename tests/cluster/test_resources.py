@@ -5,12 +5,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medfocus.cluster.resources import plan, training_share
+from medfocus.cluster.resources import plan_resources, training_share
 
 
 @given(cpus=st.integers(1, 512), gpus=st.integers(0, 64))
 def test_a_plan_fits_its_cluster_and_leaves_room_to_decode(cpus: int, gpus: int) -> None:
-    made = plan({"CPU": cpus, "GPU": gpus})
+    made = plan_resources({"CPU": cpus, "GPU": gpus})
     actors = made.models.processes * made.models.cpus
     assert actors + made.decode.cpus <= cpus + 1e-9
     assert made.models.processes * made.models.gpus <= gpus + 1e-9
@@ -19,18 +19,18 @@ def test_a_plan_fits_its_cluster_and_leaves_room_to_decode(cpus: int, gpus: int)
 
 
 def test_gpus_are_taken_with_no_change_of_call() -> None:
-    made = plan({"CPU": 64.0, "GPU": 4.0})
+    made = plan_resources({"CPU": 64.0, "GPU": 4.0})
     assert (made.models.processes, made.models.gpus, made.device) == (8, 0.5, "cuda")
 
 
 def test_without_gpus_each_cpu_has_its_model() -> None:
-    made = plan({"CPU": 16.0})
+    made = plan_resources({"CPU": 16.0})
     assert (made.models.processes, made.models.threads) == (16, 1)
 
 
 def test_a_cluster_without_cpus_is_refused() -> None:
     with pytest.raises(ValueError, match="0 CPUs"):
-        plan({"GPU": 1})
+        plan_resources({"GPU": 1})
 
 
 @given(cpus=st.integers(1, 256), workers=st.integers(1, 32))

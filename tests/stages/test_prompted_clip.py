@@ -37,7 +37,9 @@ def test_untrained_it_is_open_clip_s_own(starter_clip, starter_tokenizer, focus:
     images = torch.randn(3, 3, 112, 112)
     with torch.no_grad():
         tokens = model.tower.lower(images)
-        image, text = model(model.remember(tokens), torch.rand(3, 196), model.remember(torch.randn_like(tokens)))
+        image, text = model(
+            model.cache_tokens(tokens), torch.rand(3, 196), model.cache_tokens(torch.randn_like(tokens))
+        )
         sentences = starter_tokenizer([f"a medical image showing {name.replace('_', ' ')}" for name in CLASSES])
         assert torch.allclose(image, starter_clip.encode_image(images, normalize=True), atol=1e-5)
         assert torch.allclose(text, starter_clip.encode_text(sentences, normalize=True), atol=1e-5)
@@ -48,7 +50,7 @@ def test_a_full_size_tower_untrained_is_open_clip_s_own(vit) -> None:
     images = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
         tokens = model.tower.lower(images)
-        image = model.image_embedding(model.remember(tokens), torch.rand(2, 196), None)
+        image = model.image_embedding(model.cache_tokens(tokens), torch.rand(2, 196), None)
         assert torch.allclose(image, vit.encode_image(images, normalize=True), atol=1e-5)
     learned = sum(value.numel() for value in model.learned_state().values())
     assert learned < 0.01 * sum(value.numel() for value in vit.visual.parameters())
@@ -60,7 +62,7 @@ def test_timm_s_trunk_and_bert_untrained_are_open_clip_s_own(biomedclip: Path) -
     images = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
         tokens = model.tower.lower(images)
-        whole, region = model.remember(tokens), model.remember(torch.randn_like(tokens))
+        whole, region = model.cache_tokens(tokens), model.cache_tokens(torch.randn_like(tokens))
         image, text = model(whole, torch.rand(2, 196), region)
         assert torch.allclose(image, clip.encode_image(images, normalize=True), atol=1e-5)
         sentences = tokenizer([f"a medical image showing {name.replace('_', ' ')}" for name in CLASSES])
@@ -103,7 +105,7 @@ def test_only_the_learned_part_has_gradients_and_all_of_it_does(starter_clip, st
         for value in model.learned.values():
             value += 0.1
     tokens, patches = (4, model.tower.grid[0] * model.tower.grid[1] + 1, model.tower.width), torch.rand(4, 196)
-    image, text = model(model.remember(torch.randn(tokens)), patches, model.remember(torch.randn(tokens)))
+    image, text = model(model.cache_tokens(torch.randn(tokens)), patches, model.cache_tokens(torch.randn(tokens)))
     prompt_loss(model.logits(image, text), torch.tensor([0, 1, 2, 0]), 0.5).backward()
     with_gradient = {name for name, value in model.named_parameters() if value.grad is not None and value.grad.any()}
     assert with_gradient == {f"learned.{name}" for name in model.learned_state()}
@@ -149,7 +151,7 @@ def tower_upper_cls(tower: ImageTower, tokens: torch.Tensor, bias: torch.Tensor)
     try:
         tower.visual._pool, tower.visual.proj = keep, None
         with torch.no_grad():
-            tower.upper(tower.remember(tokens), bias=[bias])
+            tower.upper(tower.cache_tokens(tokens), bias=[bias])
     finally:
         tower.visual._pool, tower.visual.proj = pool, projection
     return seen["cls"]
@@ -167,8 +169,8 @@ def test_prompts_equal_attention_computed_by_hand(starter_clip) -> None:
     try:
         tower.visual._pool = lambda x: (x[:, 0].float(), x[:, 1:])
         with torch.no_grad():
-            tower.upper(tower.remember(tokens))
-            tower.upper(tower.remember(tokens), prompts=[prompts], gates=[gate])
+            tower.upper(tower.cache_tokens(tokens))
+            tower.upper(tower.cache_tokens(tokens), prompts=[prompts], gates=[gate])
         weight, offset, width = block.attn.in_proj_weight, block.attn.in_proj_bias, tower.width
         query = block.ln_1(tokens[:, 0]) @ weight[:width].T + offset[:width]
         key, value = ((block.ln_1(prompts) @ weight[width:].T) + offset[width:]).split(width, 1)

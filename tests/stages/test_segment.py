@@ -9,7 +9,7 @@ from benchmarks.starter import fit_to
 from benchmarks.starter import iou as iou_of
 from medfocus.pipeline.config import SegmentSection
 from medfocus.stages import segment as segment_module
-from medfocus.stages.batched_sam2 import attend_clicks, draw_masks
+from medfocus.stages.batched_sam2 import click_tokens, draw_masks
 from medfocus.stages.masks import bounding_box, decode_mask
 from medfocus.stages.segment import Candidates, Segment, point_grid, spread
 from medfocus.stages.weights import load_sam2
@@ -62,7 +62,7 @@ def test_decoding_equals_the_package_s_own_predictor(size: int | None) -> None:
     segment = stage(model)
     points = segment.points[[0, 4, 7]]
     features = segment.encode(torch.from_numpy(images))
-    attended = attend_clicks(model, features, points)
+    attended = click_tokens(model, features, points)
     image, click = torch.meshgrid(torch.arange(3), torch.arange(3), indexing="ij")
     logits = draw_masks(model, features, attended, image.flatten(), click.flatten())
 

@@ -22,6 +22,8 @@ from medfocus.pipeline.data.manifest import read_manifest
 from medfocus.pipeline.data.storage import locate
 from medfocus.pipeline.errors import MedFocusError, TooManyQuarantined, UsageError
 from medfocus.pipeline.models.registry import resolve_model
+from medfocus.pipeline.training.features import read_labels
+from medfocus.pipeline.training.hold_out import hold_out
 from medfocus.stages.classify import Classify
 from medfocus.stages.decode import Decode
 from medfocus.stages.embed import Embed
@@ -301,8 +303,8 @@ def test_rows_without_a_patient_are_split_beside_those_with_one(
         known.set_column(place, known.schema.field("image_id"), copies), files[0].with_name("copies.parquet")
     )
     prefix = locate(str(features), job.config.storage)
-    labels = train._read_labels(prefix)
-    folds, held_out = train.hold_out(prefix, labels, job.config)
+    labels = read_labels(prefix)
+    folds, held_out = hold_out(prefix, labels, job.config)
     assert held_out.how == "by neighbours" and held_out.rows_without_patient == len(copies)
     assert "P000" not in held_out.sentence + caplog.text
     for image in known["image_id"].to_pylist():
@@ -374,7 +376,7 @@ def test_a_prompts_file_of_another_model_is_refused(job: SimpleNamespace, tmp_pa
 
 def test_two_workers_that_stream_train_one_model(job: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     """Features too large for memory are read in every epoch; the workers share the training rows out."""
-    monkeypatch.setattr(train, "_KEPT_IN_MEMORY", 0)
+    monkeypatch.setattr("medfocus.pipeline.training.fit._KEPT_IN_MEMORY", 0)
     both = job.config.model_copy(update={"train": job.config.train.model_copy(update={"workers": 2, "epochs": 2})})
     trained = train.run(both, job.paths.features, "two-workers")
     model, _ = resolve_model(trained["model_uri"], job.config)

@@ -4,20 +4,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, recall_score, roc_auc_score
 
-from medfocus.pipeline.evaluation.metrics import Judged, as_lines, calibration, confusion, measure
+from medfocus.pipeline.evaluation.metrics import EvaluationSet, as_lines, calibration, confusion, measure
 from medfocus.pipeline.evaluation.metrics import _Ranks as Ranks
 
 
-def judged(rows: int = 300, classes: int = 3, seed: int = 0, patients: int | None = None) -> Judged:
+def judged(rows: int = 300, classes: int = 3, seed: int = 0, patients: int | None = None) -> EvaluationSet:
     random = np.random.default_rng(seed)
     truth = random.integers(0, classes, rows)
     logits = random.normal(size=(rows, classes)) + 1.2 * np.eye(classes)[truth]
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     who = np.array([f"p{number}" for number in (random.integers(0, patients, rows) if patients else range(rows))])
-    return Judged(truth, probabilities, probabilities.max(1) > 0.6, who, tuple("abcdef"[:classes]))
+    return EvaluationSet(truth, probabilities, probabilities.max(1) > 0.6, who, tuple("abcdef"[:classes]))
 
 
-def run(sample: Judged, resamples: int = 200, bins: int = 15, seed: int = 0) -> dict:
+def run(sample: EvaluationSet, resamples: int = 200, bins: int = 15, seed: int = 0) -> dict:
     return measure(sample, resamples=resamples, bins=bins, seed=seed)
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from medfocus.cluster.resources import plan
+from medfocus.cluster.resources import plan_resources
 from medfocus.pipeline.console.logs import Progress
 from medfocus.pipeline.errors import MedFocusError
 from medfocus.pipeline.execution.actor import ENVIRONMENT
@@ -41,7 +41,7 @@ class Asked:
 @pytest.mark.skipif(not BEGUN_WITH.exists(), reason="the system does not tell")
 def test_an_actors_process_begins_with_its_environment(ray_session: None) -> None:
     """What is set once a process runs comes too late for the C library."""
-    options = _actors(plan({"CPU": 2}).models, shards=1)
+    options = _actors(plan_resources({"CPU": 2}).models, shards=1)
     del options["compute"]  # Ray Data's own
     actor = ray.remote(Asked).options(**options).remote()
     assert {f"{name}={value}" for name, value in ENVIRONMENT.items()} <= set(ray.get(actor.begun_with.remote()))

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax, softmax
 
-from medfocus.pipeline.models.calibration import NOTHING, calibrate, fit_temperature, fit_threshold
+from medfocus.pipeline.models.calibration import ACCEPT_NONE, calibrate, fit_temperature, fit_threshold
 
 
 def sampled(seed: int, rows: int = 3000, classes: int = 4) -> tuple[np.ndarray, np.ndarray]:
@@ -46,7 +46,7 @@ def test_the_threshold_is_the_lowest_that_reaches_the_sensitivity(
         each = [predicted[accepted & (targets == name)] == name for name in range(classes)]
         return all(part.mean() >= sensitivity - 1e-9 for part in each if len(part))
 
-    lowest = min((value for value in confidence if reaches(value)), default=NOTHING)
+    lowest = min((value for value in confidence if reaches(value)), default=ACCEPT_NONE)
     assert fit_threshold(probabilities, targets, sensitivity) == lowest
 
 
@@ -58,4 +58,4 @@ def test_calibrating_gives_both() -> None:
     assert 0.02 < accepted.mean() < 0.9
     for name in range(4):
         assert (chances.argmax(1) == name)[accepted & (targets == name)].mean() >= 0.9
-    assert calibrate(logits, (targets + 1) % 4, 1.0).accept_at == NOTHING
+    assert calibrate(logits, (targets + 1) % 4, 1.0).accept_at == ACCEPT_NONE

@@ -33,7 +33,7 @@ def test_what_is_a_file_here_becomes_absolute(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "w.safetensors").touch()
     (tmp_path / "starter").mkdir()
     sets = ["clip.weights=w.safetensors", "segment.model=facebook/sam2.1-hiera-tiny", "segment.weights=s3://b/w"]
-    config = model_files.settle(load_config(None, sets))
+    config = model_files.resolve_paths(load_config(None, sets))
     assert config.clip.weights == str(tmp_path / "w.safetensors") and config.clip.model == "starter"
     assert (config.segment.model, config.segment.weights) == ("facebook/sam2.1-hiera-tiny", "s3://b/w")
 
@@ -41,10 +41,10 @@ def test_what_is_a_file_here_becomes_absolute(tmp_path: Path, monkeypatch: pytes
 def test_the_endpoint_and_the_region_are_those_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION"):
         monkeypatch.delenv(name, raising=False)
-    assert model_files.settle(Config()).storage == StorageSection()
+    assert model_files.resolve_paths(Config()).storage == StorageSection()
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9000")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-north-1")
-    storage = model_files.settle(Config()).storage
+    storage = model_files.resolve_paths(Config()).storage
     assert (storage.s3_endpoint, storage.s3_region) == ("http://127.0.0.1:9000", "eu-north-1")
 
 
@@ -83,8 +83,8 @@ def test_a_worker_refuses_another_model_than_the_runs(tmp_path: Path) -> None:
     shutil.copytree(SAM2, tmp_path / "mine")
     source = model_files.resolve_sam2(section, StorageSection())
     identity = source.identity()
-    assert model_files.verify(source, identity, "segment") is source
+    assert model_files.check_identity(source, identity, "segment") is source
     architecture = json.loads((tmp_path / "mine" / "sam2.json").read_text())
     (tmp_path / "mine" / "sam2.json").write_text(json.dumps(architecture | {"note": "another"}))
     with pytest.raises(MedFocusError, match=r"segment\.weights: model\.safetensors on node .* is not what the run"):
-        model_files.verify(model_files.resolve_sam2(section, StorageSection()), identity, "segment")
+        model_files.check_identity(model_files.resolve_sam2(section, StorageSection()), identity, "segment")

@@ -14,7 +14,8 @@ from medfocus.pipeline.commands import train
 from medfocus.pipeline.config import Config
 from medfocus.pipeline.errors import UsageError
 from medfocus.pipeline.models.calibration import Calibration
-from medfocus.pipeline.models.registry import Foundation, Model, check_name, register, resolve_model
+from medfocus.pipeline.models.model import Model
+from medfocus.pipeline.models.registry import Foundation, check_name, register, resolve_model
 from medfocus.pipeline.tracking import runs
 from medfocus.stages.prompt_settings import PromptSettings
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from medfocus.pipeline.training.state import Progress
+from medfocus.pipeline.training.state import TrainingState
 from medfocus.stages.prompt_settings import PromptSettings
 from medfocus.stages.prompted_clip import PromptedCLIP
 
@@ -25,7 +25,7 @@ def state(value: float) -> dict[str, torch.Tensor]:
 
 
 def test_the_best_epoch_of_a_round_is_kept_and_the_last_round_is_as_long() -> None:
-    progress = Progress.beginning(state(0.0))
+    progress = TrainingState.beginning(state(0.0))
     for epoch, confidence in enumerate([1.0, 3.0, 2.0, 0.5]):
         assert not progress.ended(10, 3, alone=False)
         progress.add_epoch(1.0, says(confidence), TARGETS, state(epoch + 10.0))
@@ -52,8 +52,8 @@ def test_the_best_epoch_of_a_round_is_kept_and_the_last_round_is_as_long() -> No
 
 def test_what_is_saved_is_what_goes_on(model: PromptedCLIP, tmp_path: Path) -> None:
     optimizer = torch.optim.AdamW(model.learned.parameters(), lr=0.1)
-    progress = Progress.beginning(model.learned_state())
-    whole, region = (model.remember(torch.randn(3, 197, 192)) for _ in range(2))
+    progress = TrainingState.beginning(model.learned_state())
+    whole, region = (model.cache_tokens(torch.randn(3, 197, 192)) for _ in range(2))
     image, text = model(whole, torch.rand(3, 196), region)
     torch.nn.functional.cross_entropy(model.logits(image, text), TARGETS).backward()
     optimizer.step()
@@ -64,7 +64,7 @@ def test_what_is_saved_is_what_goes_on(model: PromptedCLIP, tmp_path: Path) -> N
     left = model.learned_state()
     model.load_learned(progress.initial)
     fresh = torch.optim.AdamW(model.learned.parameters(), lr=0.1)
-    again = Progress.load(tmp_path, model, fresh)
+    again = TrainingState.load(tmp_path, model, fresh)
     assert all(torch.equal(model.learned_state()[name], value) for name, value in left.items())
     assert fresh.state_dict()["state"].keys() == optimizer.state_dict()["state"].keys() != set()
     for name, value in vars(progress).items():

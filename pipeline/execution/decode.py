@@ -1,0 +1,43 @@
+"""The task before the models: a shard is read and its images are decoded."""
+
+import numpy as np
+
+from medfocus.pipeline.data.manifest import ShardEntry
+from medfocus.pipeline.data.storage import AccessError, Location
+from medfocus.pipeline.errors import MedFocusError
+from medfocus.pipeline.execution.block import blank_row, give_up
+from medfocus.pipeline.execution.isolation import Isolation
+from medfocus.pipeline.execution.read import block_of, read_shard
+from medfocus.stages.batch import fail
+from medfocus.stages.decode import Decode
+
+
+def read_and_decode(
+    batch: dict[str, np.ndarray], source: Location, decode: dict[str, int], labelled_only: bool, isolation: Isolation
+) -> dict[str, np.ndarray]:
+    """One shard, named by its manifest entry, to decoded rows.
+
+    Ray Data drops a block without rows, and the shard with it: a shard of which no row is wanted becomes one blank row
+    with 0 in ``shard_rows``, and so does a shard that cannot be read, whose blank row says why.
+
+    Raises:
+        AccessError: storage may not be used at all.
+    """
+    shard = ShardEntry(
+        **{name: column[0].item() if hasattr(column[0], "item") else column[0] for name, column in batch.items()}
+    )
+    try:
+        rows = block_of(read_shard(shard, source), labelled_only)
+    except AccessError:
+        raise
+    except MedFocusError as error:
+        rows = give_up(blank_row(), "read", error)
+    count = len(rows["image_id"])
+    if not count:
+        rows = blank_row()
+        fail(rows, 0, "read", "NoLabel", "no row of the shard has a label")
+    size = len(rows["image_id"])
+    rows |= {"shard": np.full(size, shard.sha256, object), "shard_rows": np.full(size, count)}
+    decoded = isolation(Decode(**decode), rows)
+    del decoded["media_type"]
+    return decoded
