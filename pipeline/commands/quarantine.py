@@ -13,11 +13,24 @@ from medfocus.pipeline.errors import UsageError, before_start
 
 
 def run(config: Config, out: str) -> dict[str, Any]:
-    """Count the quarantined rows of a prefix by stage and error, and print a line for each with one of its messages.
+    """Count the quarantined rows as ``count_causes`` does, and print a line for each cause."""
+    result = count_causes(config, out)
+    for entry in result["causes"]:
+        show("{rows:>9} {stage:<9} {error:<15} such as: {message}".format(**entry))
+    show(f"{result['quarantined']:>9} rows in quarantine")
+    return result
+
+
+def count_causes(config: Config, out: str) -> dict[str, Any]:
+    """Count the quarantined rows of a prefix by stage and error.
 
     Args:
-        config: says how storage is reached.
+        config: the configuration; ``storage`` says how storage is reached.
         out: prefix that ``pack``, ``embed`` or ``score`` wrote.
+
+    Returns:
+        ``quarantined``, the number of rows, and ``causes``, the most frequent first, each with ``stage``, ``error``,
+        ``rows`` and ``message``, which is that of one of the rows.
 
     Raises:
         UsageError: there is no such prefix.
@@ -42,7 +55,4 @@ def run(config: Config, out: str) -> dict[str, Any]:
         {"stage": stage, "error": error, "rows": rows, "message": messages[stage, error]}
         for (stage, error), rows in counts.most_common()
     ]
-    for entry in causes:
-        show("{rows:>9} {stage:<9} {error:<15} such as: {message}".format(**entry))
-    show(f"{counts.total():>9} rows in quarantine")
     return {"quarantined": counts.total(), "causes": causes}
