@@ -49,7 +49,7 @@ def test_the_examples_run_and_leave_the_process_as_it_is(folder: Path) -> None:
     assert {name: logging.getLogger(name).level for name in loggers} == loggers
     assert (sys.stdout, sys.stderr) == streams and signal.getsignal(signal.SIGTERM) == handler
     assert logging.getLogger().handlers == root
-    made = {path.name for path in folder.iterdir()} - {"images", "labels.csv", "truth"}
+    made = {path.name for path in folder.iterdir()} - {"images", "labels.csv", "masks"}
     assert made == {"shards", "features", "out", "work"}
 
 
