@@ -60,9 +60,9 @@ class Epoch:
         settings = Config().model.prompts(CLASSES, CUT)
         self.model = PromptedCLIP(clip, load_tokenizer(CLIP), settings)
         self.embed = Embed(ImageTower(clip, CUT), region=settings.uses_region, batch_size=IMAGES)
-        options = SegmentSection(batch_size=SEGMENTED).options
+        finder = SegmentSection(batch_size=SEGMENTED).settings
         sam2 = load_sam2(SAM2, None)
-        self.segment, self.decode = Segment(sam2, **options), Decode(size=sam2.image_size, max_pixels=10**8)
+        self.segment, self.decode = Segment(sam2, finder), Decode(size=sam2.image_size, max_pixels=10**8)
         self.target = torch.arange(IMAGES) % len(CLASSES)
 
     def measure(self) -> dict[str, float]:

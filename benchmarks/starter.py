@@ -15,7 +15,8 @@ from medfocus.pipeline.config import Config, SegmentSection
 from medfocus.pipeline.models import model_files
 from medfocus.stages.batched_sam2 import decode_prompts, encode_images
 from medfocus.stages.masks import decode_mask, main_piece
-from medfocus.stages.segment import OUTLINE, Segment
+from medfocus.stages.regions import OUTLINE
+from medfocus.stages.segment import Segment
 from medfocus.stages.tower import ImageTower
 from medfocus.stages.weights import load_clip, load_sam2, load_tokenizer
 from medfocus.starter.anatomy import MODALITIES, ORGANS
@@ -126,7 +127,7 @@ def covering(masks: Sequence[np.ndarray], lesions: Sequence[np.ndarray]) -> Cove
 
 def region_finder(model: Any, phantoms: Sequence[Phantom], points: torch.Tensor | None = None) -> list[np.ndarray]:
     """Focus masks of the project's region finder, at its defaults; other points than its grid on request."""
-    segment = Segment(model, **SegmentSection().options)
+    segment = Segment(model, SegmentSection().settings)
     if points is not None:
         segment.points = points
     out = segment(stage_batch(phantoms))

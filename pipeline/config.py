@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from string import Formatter
 from typing import Any, Literal, cast, get_args
@@ -14,6 +15,7 @@ from yaml.reader import ReaderError
 
 from medfocus.pipeline.errors import UsageError
 from medfocus.stages.prompt_settings import PromptSettings
+from medfocus.stages.segment_settings import SegmentSettings
 
 Focus = Literal["none", "masked_image", "attention", "both"]
 
@@ -95,9 +97,9 @@ class SegmentSection(Section):
     )
 
     @property
-    def options(self) -> dict[str, Any]:
-        """What ``stages.segment.Segment`` takes beside its model."""
-        return self.model_dump(exclude={"model", "weights", "sha256", "image_size"})
+    def settings(self) -> SegmentSettings:
+        """The settings of ``stages.segment.Segment``."""
+        return SegmentSettings(**self.model_dump(include={field.name for field in fields(SegmentSettings)}))
 
     @model_validator(mode="after")
     def _areas_in_order(self) -> "SegmentSection":

@@ -189,7 +189,7 @@ def _upper(tokens: np.ndarray, tower: ImageTower) -> tuple[np.ndarray, np.ndarra
     for part in torch.from_numpy(tokens).split(64):
         remembered = tower.cache_tokens(part.float())
         embedded = F.normalize(tower.upper(remembered), dim=-1)
-        made.append((remembered.cls, remembered.memory, embedded))
+        made.append((remembered.cls, remembered.keys_values, embedded))
     cls, memory, embeddings = (torch.cat(column).numpy() for column in zip(*made, strict=True))
     return cls, memory, embeddings
 

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,7 +27,9 @@ from medfocus.pipeline.execution.actor import ENVIRONMENT
 from medfocus.stages.batch import Batch
 from medfocus.stages.batched_sam2 import ImageFeatures
 from medfocus.stages.masks import bounding_box, encode_mask, main_piece
-from medfocus.stages.segment import Candidates, Segment
+from medfocus.stages.regions import Candidates, score_masks
+from medfocus.stages.segment import Segment
+from medfocus.stages.segment_settings import SegmentSettings
 
 # Columns that every way gives.
 KEPT = ("image_id", "mask_counts", "height", "width", "label")
@@ -80,8 +83,8 @@ def loop_with_generator(work: Workload, count: int) -> Iterator[Batch]:
 class PredictorSegment(Segment):
     """The region finder over the package's own predictor: an image at a time, as its examples call it."""
 
-    def __init__(self, model: Any, **options: Any):
-        super().__init__(model, **options | {"batch_size": 1})
+    def __init__(self, model: Any, settings: SegmentSettings):
+        super().__init__(model, replace(settings, batch_size=1))
         from sam2.sam2_image_predictor import SAM2ImagePredictor
 
         self.predictor = SAM2ImagePredictor(model)
@@ -97,13 +100,15 @@ class PredictorSegment(Segment):
         clicks = self.points[:, None]
         _, iou, logits = self.predictor._predict(clicks, labels, multimask_output=True, return_logits=True)
         masks, image = logits.flatten(0, 1), torch.zeros(iou.numel(), dtype=torch.long, device=self.device)
-        yield Candidates(image, masks, self._rank(masks, iou.flatten()), clicks.expand((*iou.shape, 2)).flatten(0, 1))
+        yield Candidates(
+            image, masks, score_masks(masks, iou.flatten(), self.settings), clicks.expand((*iou.shape, 2)).flatten(0, 1)
+        )
 
 
 def loop_with_predictor(work: Workload, count: int) -> Iterator[Batch]:
     """SAM2's predictor in a loop, with the same points and the same choice of regions: the plain path."""
     stages = Stages(work)
-    stages.segment = PredictorSegment(stages.segment.model, **work.config.segment.options)
+    stages.segment = PredictorSegment(stages.segment.model, work.config.segment.settings)
     for decoded in map(stages.decode, work.batches(count)):
         for row in range(len(decoded["image_id"])):
             yield stages.models({name: column[row : row + 1] for name, column in decoded.items()})
