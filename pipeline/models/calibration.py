@@ -45,8 +45,8 @@ def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
 def fit_threshold(probabilities: np.ndarray, targets: np.ndarray, sensitivity: float) -> float:
     """The lowest confidence from which predictions can be accepted.
 
-    At this threshold, every class with accepted rows reaches the sensitivity among them: it is the share of the accepted
-    rows of the class that are predicted correctly.
+    Among the accepted rows of each class, the share that is predicted correctly has to reach the sensitivity. A class
+    without accepted rows does not count.
 
     Args:
         probabilities: float [N, C] of held-out rows.
