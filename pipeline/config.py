@@ -263,7 +263,7 @@ def _one_line(error: ValidationError) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key, [name for name, _, _ in documented_keys()], n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]}?" if near else "; medfocus --help lists the keys"
+        hint = f"; did you mean {near[0]}?" if near else "; medfocus COMMAND --help lists the keys"
         return f"{key}: unknown configuration key{hint}"
     if problem["type"] == "value_error":  # a check of more than one key
         return f"{key}: {problem['ctx']['error']}; correct it in --config or --set"
