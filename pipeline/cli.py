@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from medfocus.cluster.account import complete_environment, own_folder
+from medfocus.cluster.account import own_folder
+from medfocus.cluster.environment import prepare_environment
 from medfocus.cluster.errors import ClusterError
 from medfocus.pipeline.commands.parser import build_parser
 from medfocus.pipeline.config import Config, load_config
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _attempt(call: argparse.Namespace) -> int:
     """Run the command and report an error; returns the exit code."""
     try:
-        complete_environment()
+        prepare_environment()
         config = load_config(call.config, call.set)
     except (UsageError, ClusterError) as error:
         return _report(error, getattr(error, "exit_code", 1))
