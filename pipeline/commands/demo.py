@@ -112,7 +112,7 @@ def _draw_results(folder: Path) -> Path:
     masks = [decode_mask(row["mask"]["counts"], *row["mask"]["size"]) for row in rows]
     titles = [f"{row['label']} ({row['confidence']:.2f})\ntruth: {truth[row['image_id']]}" for row in rows]
     path = folder / "results.png"
-    charts.save(charts.results_figure(images, masks, titles), path)
+    charts.draw_results(path, images, masks, titles)
     return path
 
 

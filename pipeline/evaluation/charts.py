@@ -98,6 +98,11 @@ def results_figure(images: Sequence[np.ndarray], masks: Sequence[np.ndarray], ti
     return figure
 
 
+def draw_results(path: Path, images: Sequence[np.ndarray], masks: Sequence[np.ndarray], titles: Sequence[str]) -> None:
+    """Write ``results_figure`` as a PNG file."""
+    save(results_figure(images, masks, titles), path)
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as a PNG file with 150 dots an inch."""
     figure.savefig(path, dpi=_DOTS_PER_INCH, format="png")
