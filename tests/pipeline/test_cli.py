@@ -299,6 +299,7 @@ from medfocus.pipeline.commands import pack, quarantine
 handler = logging.NullHandler()
 logging.basicConfig(handlers=[handler], level=logging.WARNING)
 logging.getLogger("notebook").setLevel(logging.DEBUG)
+signal.signal(signal.SIGTERM, lambda number, frame: sys.exit("the notebook's own handler"))
 
 def state():
     names = ("", "medfocus", "notebook", "py.warnings")
