@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import Any, NamedTuple
@@ -67,7 +68,7 @@ def run(config: Config, work: str | None = None) -> dict[str, Any]:
     folder = Path(config.work).absolute() / "demo"
     shutil.rmtree(folder, ignore_errors=True)
     stages: list[StageTime] = []
-    _time(stages, "phantoms", lambda: _draw_phantoms(folder))
+    _time(stages, "phantoms", partial(_draw_phantoms, folder))
     trained, scored, evaluated = _run_commands(config, folder, stages)
     _draw_results(folder)
     _print_stages(stages)
@@ -123,12 +124,12 @@ def _run_commands(
     features, out = str(folder / "features"), str(folder / "out")
     with connected(config.cluster.address, config.cluster.cpus):
         for images, shards in ((labelled, labelled_shards), (archive, archive_shards)):
-            arguments = (str(images / "images"), shards, str(images / "labels.csv"))
-            _time(stages, "pack", lambda arguments=arguments: pack.run(config, *arguments))
-        _time(stages, "embed", lambda: embed.run(config, labelled_shards, features))
-        trained = _time(stages, "train", lambda: train.run(config, features, "medfocus-demo"))
-        scored = _time(stages, "score", lambda: score.run(config, archive_shards, out, trained["model_uri"]))
-    evaluated = _time(stages, "evaluate", lambda: evaluate.run(config, out, archive_shards))
+            labels = str(images / "labels.csv")
+            _time(stages, "pack", partial(pack.run, config, str(images / "images"), shards, labels))
+        _time(stages, "embed", partial(embed.run, config, labelled_shards, features))
+        trained = _time(stages, "train", partial(train.run, config, features, "medfocus-demo"))
+        scored = _time(stages, "score", partial(score.run, config, archive_shards, out, trained["model_uri"]))
+    evaluated = _time(stages, "evaluate", partial(evaluate.run, config, out, archive_shards))
     return trained, scored, evaluated
 
 

@@ -31,7 +31,7 @@ class Argument:
         options: further options of ``ArgumentParser.add_argument``.
     """
 
-    def __init__(self, *flags: str, complete: Mapping[str, str] | None = None, **options: Any):
+    def __init__(self, *flags: str, complete: Mapping[str, Any] | None = None, **options: Any):
         self.flags, self.complete, self.options = flags, complete, options
 
     def add_to(self, parser: argparse.ArgumentParser) -> str:
