@@ -14,7 +14,7 @@ from medfocus.pipeline.data.tables import each_of, read_columns
 from medfocus.pipeline.errors import UsageError
 from medfocus.pipeline.evaluation.metrics import EvaluationSet
 from medfocus.pipeline.evaluation.truth import Truth
-from medfocus.pipeline.labels.reader import likeness, normal_form, tell
+from medfocus.pipeline.labels.reader import likeness, normal_form, quote_both
 
 _COLUMNS = ["image_id", "patient_id", "site", "probabilities", "decision", "model_version"]
 
@@ -142,7 +142,7 @@ def _no_class(label: str, classes: Sequence[str]) -> str:
     similar = [name for name in classes if likeness(name) == likeness(label)]
     close = difflib.get_close_matches(label, classes, n=1, cutoff=0.7)
     for name in similar or [name for name in close if not (label + name).isascii()]:
-        return "label {} is no class of the model, though it looks like {}".format(*tell(label, name))
+        return "label {} is no class of the model, though it looks like {}".format(*quote_both(label, name))
     return f"label {label!r} is no class of the model ({', '.join(map(repr, classes))})"
 
 
