@@ -1,1 +1,1 @@
-"""Side-by-side measurements, each a runnable module that prints one table."""
+"""Side-by-side measurements: each module is a program that prints one table."""

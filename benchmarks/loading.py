@@ -1,7 +1,10 @@
-"""``python -m benchmarks.loading``: rows a second that training gets from stored features, by its workers.
+"""Rows a second that training workers get from stored features.
 
-The same data set that ``train`` streams where the features do not fit into memory, split among workers as Ray Train
-splits it; the workers take shuffled batches and do nothing with them. Prints the table.
+Usage: ``python -m benchmarks.loading [--files 100] [--workers 1 2 4]``
+
+Reads the data set that ``train`` streams where the features do not fit into memory, split among the workers as Ray
+Train splits it. The workers take shuffled batches and discard them. Prints a table with one row for each number of
+workers. There is no target.
 """
 
 import argparse
@@ -29,18 +32,18 @@ IMAGES = 64
 
 
 @ray.remote(num_cpus=0.25)
-def take(rows: DataIterator, size: int, seed: int) -> tuple[int, int]:
-    """A worker's part of an epoch: its rows and bytes."""
-    count = held = 0
-    given = {"local_shuffle_buffer_size": _SHUFFLED, "local_shuffle_seed": seed}
-    for batch in rows.iter_batches(batch_size=size, batch_format="numpy", **given):
+def read_epoch(rows: DataIterator, size: int, seed: int) -> tuple[int, int]:
+    """One worker's part of an epoch: the number of its rows and of their bytes."""
+    count = total = 0
+    shuffle = {"local_shuffle_buffer_size": _SHUFFLED, "local_shuffle_seed": seed}
+    for batch in rows.iter_batches(batch_size=size, batch_format="numpy", **shuffle):
         count += len(batch["target"])
-        held += sum(column.nbytes for column in batch.values())
-    return count, held
+        total += sum(column.nbytes for column in batch.values())
+    return count, total
 
 
 def prepare(folder: Path, copies: int) -> Config:
-    """Features of phantoms in a file, and copies of the file."""
+    """Embed phantoms to one file of features, and copy the file."""
     config = load_config(
         None, [f"work={folder / 'work'}", "segment.points_per_side=1", f"pack.rows_per_shard={IMAGES}"]
     )
@@ -56,7 +59,7 @@ def prepare(folder: Path, copies: int) -> Config:
 
 
 def epoch(config: Config, folder: Path, workers: int) -> tuple[int, float, float]:
-    """Rows, MiB and seconds of the second of two epochs: the first starts processes."""
+    """Rows, MiB and seconds of the second of two epochs; the first one starts the processes."""
     prefix = locate(str(folder / "out"), config.storage)
     labels = read_labels(prefix)
     folds, _ = hold_out(prefix, labels, config)
@@ -64,15 +67,18 @@ def epoch(config: Config, folder: Path, workers: int) -> tuple[int, float, float
     parts = _datasets(prefix, settings, folds, kept=False)["training"].streaming_split(workers, equal=True)
     for seed in range(2):
         started = time.monotonic()
-        taken = ray.get([take.remote(part, config.train.batch_size, seed) for part in parts])
+        sizes = ray.get([read_epoch.remote(part, config.train.batch_size, seed) for part in parts])
         seconds = time.monotonic() - started
-    return sum(rows for rows, _ in taken), sum(held for _, held in taken) / 2**20, seconds
+    return sum(rows for rows, _ in sizes), sum(total for _, total in sizes) / 2**20, seconds
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.loading", description=__doc__)
-    parser.add_argument("--files", type=int, default=100, help=f"of {IMAGES} rows each (default: 100)")
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
+    """Print the table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.loading", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--files", type=int, default=100, help=f"files of {IMAGES} rows each (default: 100)")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4], help="numbers of workers (default: 1 2 4)")
     call = parser.parse_args()
     print("| workers | rows | rows/s | MiB/s |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as name:

@@ -7,15 +7,16 @@ neither has a second copy. The pages in ``_COPIES`` are Markdown files of the re
 import os
 import posixpath
 import re
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout, suppress
+from io import StringIO
 from pathlib import Path
+from unittest import mock
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+from medfocus.pipeline.commands.parser import COMMANDS, build_parser
 from medfocus.pipeline.config import documented_keys
 
 REPOSITORY = Path(__file__).parents[1]
@@ -89,17 +90,13 @@ def _cell(default: object) -> str:
 
 def commands() -> str:
     """The help of every command, as a terminal of 100 columns shows it."""
-    names = sorted(path.stem for path in (REPOSITORY / "pipeline" / "commands").glob("[a-z]*.py"))
-    with ThreadPoolExecutor() as pool:
-        helps = list(pool.map(_help, [[], *([name] for name in names)]))
-    parts = [f"## medfocus {name}\n\n```text\n{text}\n```" for name, text in zip(names, helps[1:], strict=True)]
-    head = f"# Commands\n\nWhat `medfocus --help` and `medfocus COMMAND --help` print.\n\n```text\n{helps[0]}\n```"
-    return "\n\n".join([head, *parts]) + "\n"
+    parts = [f"# Commands\n\nWhat `medfocus --help` and `medfocus COMMAND --help` print.\n\n```text\n{_help()}\n```"]
+    parts += [f"## medfocus {command.name}\n\n```text\n{_help(command.name)}\n```" for command in COMMANDS]
+    return "\n\n".join(parts) + "\n"
 
 
-def _help(arguments: list[str]) -> str:
-    command = [sys.executable, "-m", "medfocus", *arguments, "--help"]
-    environment = {**os.environ, "COLUMNS": "100"}
-    return subprocess.run(
-        command, capture_output=True, text=True, check=True, cwd=REPOSITORY, env=environment
-    ).stdout.strip()
+def _help(*command: str) -> str:
+    text = StringIO()
+    with mock.patch.dict(os.environ, COLUMNS="100"), redirect_stdout(text), suppress(SystemExit):
+        build_parser().parse_args([*command, "--help"])
+    return text.getvalue().strip()

@@ -2,24 +2,34 @@
 
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from string import Formatter
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic.fields import FieldInfo
-from yaml.reader import ReaderError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from medfocus.pipeline.errors import UsageError
+from medfocus.pipeline.yaml_text import NullText, read_mapping, without_quotes
 from medfocus.stages.prompt_settings import PromptSettings
+from medfocus.stages.segment_settings import SegmentSettings
 
 Focus = Literal["none", "masked_image", "attention", "both"]
 
 
 class Section(BaseModel):
+    """A part of the configuration. Keys that are not declared are refused."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _null(cls, value: Any, info: ValidationInfo) -> Any:
+        """No value where a key takes none; ``null`` is a text like any other for a key that needs one."""
+        if not isinstance(value, NullText):
+            return value
+        takes_none = type(None) in get_args(cls.model_fields[str(info.field_name)].annotation)
+        return None if takes_none or not value else str(value)
 
 
 class StorageSection(Section):
@@ -95,9 +105,9 @@ class SegmentSection(Section):
     )
 
     @property
-    def options(self) -> dict[str, Any]:
-        """What ``stages.segment.Segment`` takes beside its model."""
-        return self.model_dump(exclude={"model", "weights", "sha256", "image_size"})
+    def settings(self) -> SegmentSettings:
+        """The settings of ``stages.segment.Segment``."""
+        return SegmentSettings(**self.model_dump(include={field.name for field in fields(SegmentSettings)}))
 
     @model_validator(mode="after")
     def _areas_in_order(self) -> "SegmentSection":
@@ -210,23 +220,20 @@ class Config(Section):
 
 
 def load_config(file: str | None = None, settings: Sequence[str] = ()) -> Config:
-    """Defaults, then the YAML file, then each ``section.key=value`` in order.
+    """Load the defaults, then the YAML file, then each ``section.key=value`` in order.
 
-    Where a key takes a text, what is given is that text, also if YAML would read it as a number, a date or a mapping;
-    quotes around it are YAML's.
+    A value is the text that is written; quotes around it are YAML's. The type of the key decides what the text means,
+    so that a key for texts takes ``2024``, ``on`` or ``a: b`` as they are.
 
     Raises:
         UsageError: the file cannot be read, or a key is unknown, or a value is out of its range.
     """
-    tree: dict[str, Any] = {}
-    if file is not None:
-        tree = _read_yaml(Path(file))
+    tree = {} if file is None else read_mapping(Path(file))
     for setting in settings:
         key, separator, text = setting.partition("=")
         if not separator or not key:
             raise UsageError(f"--set {setting}: expected section.key=value")
-        keys = key.strip().split(".")
-        _assign(tree, keys, _parse_value(setting, text, _field(keys)))
+        _assign(tree, key.strip().split("."), without_quotes(text.strip()))
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -242,88 +249,8 @@ def documented_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iter
             yield f"{prefix}{name}", field.default, field.description or ""
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML without dates, which no key takes; a month 13 would be an error."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, form) for tag, form in resolvers if not tag.endswith(":timestamp")]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    """The file's sections. YAML is UTF-8, or UTF-16 with a byte order mark, whatever the locale."""
-    try:
-        content = path.read_bytes()
-        tree, texts = yaml.load(content, _Loader), yaml.load(content, yaml.BaseLoader)
-    except OSError as error:
-        raise UsageError(f"--config {path}: {error.strerror}; give the path of a YAML file") from error
-    except ReaderError as error:
-        raise UsageError(f"--config {path}: not a text in UTF-8; save it as UTF-8") from error
-    except (yaml.YAMLError, ValueError) as error:
-        where = f" in line {mark.line + 1}" if (mark := getattr(error, "problem_mark", None)) else ""
-        raise UsageError(
-            f"--config {path}: not YAML{where} ({getattr(error, 'problem', None) or str(error).splitlines()[0]});"
-            " correct the file, and put a text that holds ': ' or ' #' in quotes"
-        ) from error
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise UsageError(f"--config {path}: expected sections with keys, found {type(tree).__name__}")
-    _restore_texts(tree, texts, Config)
-    return tree
-
-
-def _restore_texts(tree: dict[str, Any], texts: dict[str, Any], section: type[BaseModel]) -> None:
-    """Put the text as it is written in place of what YAML made of it, where a key takes a text."""
-    for name, field in section.model_fields.items():
-        value, text = tree.get(name), texts.get(name)
-        if isinstance(value, dict) and isinstance(text, dict) and _is_section(field):
-            _restore_texts(value, text, cast(type[BaseModel], field.annotation))
-        elif isinstance(text, str) and _takes_text(field) and not (value is None and _is_empty(text, field)):
-            tree[name] = text
-
-
-def _parse_value(setting: str, text: str, field: FieldInfo | None) -> Any:
-    plain = text.strip()
-    if field is not None and _takes_text(field):
-        if plain[:1] in ("'", '"'):
-            with suppress(yaml.YAMLError):
-                if isinstance(quoted := yaml.load(plain, _Loader), str):
-                    return quoted
-        return None if _is_empty(plain, field) else plain
-    try:
-        return yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError) as error:
-        raise UsageError(f"--set {setting}: the value is not YAML; quote it") from error
-
-
-def _field(keys: Sequence[str]) -> FieldInfo | None:
-    """The field of the tree with this path; None where there is none."""
-    section: type[BaseModel] = Config
-    for key in keys[:-1]:
-        field = section.model_fields.get(key)
-        if field is None or not _is_section(field):
-            return None
-        section = cast(type[BaseModel], field.annotation)
-    return section.model_fields.get(keys[-1])
-
-
-def _is_section(field: FieldInfo) -> bool:
-    return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-
-
-def _takes_text(field: FieldInfo) -> bool:
-    return field.annotation is str or str in get_args(field.annotation)
-
-
-def _is_empty(text: str, field: FieldInfo) -> bool:
-    """Whether a text stands for no value; of a key that needs one ``null`` is a text like any other."""
-    return text == "" or (field.annotation is not str and text in ("~", "null", "Null", "NULL"))
-
-
-def _assign(tree: dict[str, Any], keys: list[str], value: Any) -> None:
+# Not by OmegaConf's update, which would read ``${...}`` in a value as a reference.
+def _assign(tree: dict[str, Any], keys: list[str], value: str) -> None:
     for key in keys[:-1]:
         branch = tree.setdefault(key, {})
         if not isinstance(branch, dict):
@@ -338,7 +265,7 @@ def _one_line(error: ValidationError) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key, [name for name, _, _ in documented_keys()], n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]}?" if near else "; medfocus --help lists the keys"
+        hint = f"; did you mean {near[0]}?" if near else "; medfocus COMMAND --help lists the keys"
         return f"{key}: unknown configuration key{hint}"
     if problem["type"] == "value_error":  # a check of more than one key
         return f"{key}: {problem['ctx']['error']}; correct it in --config or --set"

@@ -1,4 +1,4 @@
-"""Errors a user sees: one line that names the thing and the mend, and the exit code that goes with it."""
+"""Errors that a user sees. Each is one line that names the thing and the mend, and has an exit code."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ class MedFocusError(Exception):
 
 
 class ShardError(MedFocusError):
-    """One shard is not what it should be; another try would find it the same."""
+    """A shard is damaged or is not a shard: a permanent error, which no retry would mend."""
 
 
 class UsageError(MedFocusError):
@@ -22,9 +22,11 @@ class UsageError(MedFocusError):
 
 
 class TooManyQuarantined(MedFocusError):
-    """RunSummary, but more rows were quarantined than the configuration allows (exit 3).
+    """The command is done, but more rows are in quarantine than the configuration allows (exit 3).
 
-    ``result`` is what the command returns when fewer are.
+    Args:
+        message: one line for the user.
+        result: what the command returns when fewer rows are in quarantine.
     """
 
     exit_code = 3
@@ -36,7 +38,7 @@ class TooManyQuarantined(MedFocusError):
 
 @contextmanager
 def before_start() -> Iterator[None]:
-    """What fails in here fails before anything was started: the call is wrong (exit 2)."""
+    """Turn errors into ``UsageError``: what fails in the block fails before anything was started (exit 2)."""
     try:
         yield
     except MedFocusError as error:

@@ -1,4 +1,4 @@
-"""Augmented views of an image, with its focus mask and its best region seen alike."""
+"""Augmented views of an image; its focus mask and the box of its best region are transformed with it."""
 
 import hashlib
 from dataclasses import dataclass
@@ -12,16 +12,20 @@ from medfocus.stages import torchvision_ops  # noqa: F401  before torchvision
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-# Slight, as a patient's position and a site's exposure vary. Nothing is mirrored: sides mean something in medicine.
+# Degrees, shares of the side, scale factors, and shares of brightness and contrast. They are as small as differences of
+# patient position and exposure between sites. Images are not mirrored: left and right have a meaning in medicine.
 _ROTATION, _SHIFT, _SCALE, _EXPOSURE = 10.0, 0.05, (0.9, 1.1), 0.2
 
 
 @dataclass(frozen=True)
 class View:
-    """An image as it is seen.
+    """One view of an image.
 
-    ``pixels`` is uint8 [S, S, c]; ``cover`` float32 [h, w], the mask's share of each cell of a grid over the image, or
-    of each pixel; ``box`` float32 [4], left, top, right and bottom of the best region as shares of the sides.
+    Attributes:
+        pixels: uint8 [S, S, c], the image.
+        cover: float32 [h, w] in 0..1, the share of each cell of a grid over the image that the focus mask covers; a
+            cell may be one pixel.
+        box: float32 [4] in 0..1, left, top, right and bottom of the best region as shares of the sides.
     """
 
     pixels: np.ndarray
@@ -30,15 +34,18 @@ class View:
 
 
 def augment(view: View, name: str, number: int) -> View:
-    """Turn, shift, scale and expose an image a little, at random, and its mask and box with it.
+    """Rotate, shift and scale an image and change its exposure, at random, with its mask and its box.
 
     Args:
-        view: as it is, with a cover of the image's own size.
-        name: of the image; the same name and number give the same view.
-        number: of the view.
+        view: the image itself, with a cover of the image's own size [S, S].
+        name: identifier of the image. It seeds the random draw together with ``number``.
+        number: index of the view. The same name and number give the same view.
+
+    Returns:
+        The augmented view, of the same shapes.
     """
     size = len(view.pixels)
-    change = v2.Compose(
+    transform = v2.Compose(
         [
             v2.RandomAffine(
                 _ROTATION, translate=(_SHIFT, _SHIFT), scale=_SCALE, interpolation=v2.InterpolationMode.BILINEAR
@@ -50,7 +57,7 @@ def augment(view: View, name: str, number: int) -> View:
     with torch.random.fork_rng(devices=[]):
         digest = hashlib.sha256(f"{number} {name}".encode()).digest()
         torch.manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-        pixels, cover, box = change(
+        pixels, cover, box = transform(
             tv_tensors.Image(torch.from_numpy(np.ascontiguousarray(view.pixels)).permute(2, 0, 1)),
             tv_tensors.Mask(torch.from_numpy(view.cover)),
             tv_tensors.BoundingBoxes(

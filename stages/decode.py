@@ -1,4 +1,7 @@
-"""Encoded bytes to pixels."""
+"""From encoded bytes to pixels.
+
+To read another file format, add a module to ``stages.formats`` and an entry to ``_READERS`` below (docs/formats.md).
+"""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -30,7 +33,7 @@ def _read_gif(content: bytes, max_pixels: int) -> Picture:
     return read_image(content, "GIF", GifImagePlugin.GifImageFile, max_pixels)
 
 
-# How each of the kinds of image that are read is read: bytes and the limit of pixels to what is shown.
+# The reader of each media type: from the bytes and the limit of pixels to a picture.
 _READERS: dict[str, Callable[[bytes, int], Picture]] = {
     media_types.PNG: read_png,
     media_types.JPEG: read_jpeg,
@@ -44,29 +47,59 @@ _READERS: dict[str, Callable[[bytes, int], Picture]] = {
 
 
 class Decode:
-    """Decode images as a viewer shows them, and bring each to one square size.
+    """Decodes images as a viewer shows them, and resizes each to a square.
 
-    Both models see the whole image squashed to a square, so that masks and patches line up; masks are brought back to
-    the size of the upright image. docs/formats.md has a table of what happens to each kind of file. The rules:
+    Both models take the whole image resized to a square, so that masks and patches line up. Masks are resized back to
+    the upright image. The table in docs/formats.md says what happens to each kind of file. The rules:
 
-    - The EXIF orientation (in a TIFF, its tag 274) is applied once. ``height``, ``width`` and masks are those of the
+    - The EXIF orientation (in a TIFF, its tag 274) is applied once. ``height``, ``width`` and masks belong to the
       upright image.
-    - Samples of 8 bits and fewer are shown by their value. Others (more bits, signed, floating-point) are windowed from
-      the 0.5th to the 99.5th percentile of the image: one window for all colour channels, over the finite samples of
-      pixels that are not fully transparent. NaN is black.
-    - An image is laid on black by its opacity. What is under full transparency is never seen: it may have been erased.
-    - Where white is zero, samples are inverted at any depth. A palette is looked up. CMYK, YCbCr and L*a*b* become
-      red, green and blue; colour profiles (ICC) are not applied.
-    - Of a TIFF the main image is taken, not its thumbnails, reduced levels or masks; of an MPO the first picture. Other
-      files with several images, and animations, are refused.
+    - Samples of 8 bits and fewer are displayed by value. Others (more bits, signed, floating-point) are windowed from
+      the 0.5th to the 99.5th percentile of the image. All colour channels share one window. It covers the finite
+      samples of pixels that are not fully transparent. NaN is black.
+    - Opacity blends an image with black. A fully transparent pixel is black, whatever its colour, since it may have
+      been erased.
+    - Where white is zero, samples are inverted at any depth. Palettes are looked up. CMYK, YCbCr and L*a*b* are
+      converted to red, green and blue. Colour profiles (ICC) are not applied.
+    - Of a TIFF the main image is decoded, not its thumbnails, reduced levels or masks; of an MPO, the first picture.
+      Other files with several images, and animations, are refused.
 
-    Memory: the file, the decoded samples (at most 8 bytes a pixel for as many pixels as are allowed), and a copy at 8
-    bits while they are brought to the square.
+    Resources:
+        One CPU core. Memory for one image at a time: the file, the decoded samples (at most 8 bytes for each allowed
+        pixel), and a copy at 8 bits while it is resized.
+
+    Columns taken:
+        image: bytes [N], the encoded files.
+        media_type: str [N], what each file claims to be, such as ``image/png``.
+
+    Columns added:
+        pixels: uint8 [N, size, size, C]; C is 1 where every image of the batch is grey, else 3.
+        height: int32 [N], of the upright image in pixels.
+        width: int32 [N], of the upright image in pixels.
+        stage: str [N], the failure columns (``stages.batch``).
+        error: str [N].
+        message: str [N].
+
+    Columns removed:
+        image.
+
+    Errors:
+        EmptyImage: the file has no bytes.
+        Undecodable: the file is damaged, or not an image.
+        Truncated: the file ends too early.
+        Unsupported: a kind of file that is known and not read.
+        MissingDecoder: the build of a package lacks a codec.
+        WrongMediaType: the bytes are not what ``media_type`` claims.
+        TooManyPixels: the header names more than ``max_pixels``.
+        OutOfMemory: the process has not enough memory.
+        ManyFrames: the file holds several images.
+        NotFinite: no sample is a finite number.
+        NothingShown: every pixel is fully transparent.
 
     Args:
         size: side of the square in pixels.
-        max_pixels: an image with more pixels is refused from its header, before it is decoded. It is the only limit:
-            Pillow's own is suspended for the call.
+        max_pixels: most pixels of an image; a larger one is refused from its header, before it is decoded. It is the
+            only limit: Pillow's own is suspended during the call.
     """
 
     def __init__(self, *, size: int, max_pixels: int):
@@ -77,21 +110,17 @@ class Decode:
         """Decode a batch.
 
         Args:
-            batch: ``image`` bytes [N] and ``media_type`` str [N], beside any other columns.
+            batch: the columns taken; rows that have failed already are skipped.
 
         Returns:
-            The batch without ``image`` and with ``pixels`` uint8 [N, size, size, C] (C is 1 where every image of
-            the batch is grey, else 3), ``height`` and ``width`` int32 [N] of the upright image, and the failure
-            columns. ``error`` is EmptyImage, Undecodable (damaged, or no image), Truncated, Unsupported (a kind of file
-            that is not read), MissingDecoder (a package lacks a codec), WrongMediaType, TooManyPixels, OutOfMemory,
-            ManyFrames, NotFinite (no finite value) or NothingShown (all is transparent).
+            A copy of the batch with the columns added and without those removed.
         """
         out = start({name: column for name, column in batch.items() if name != "image"})
         rows = len(batch["image_id"])
         images: list[np.ndarray | None] = [None] * rows
         height, width = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's on odd metadata, which may be quoted in them
+            warnings.simplefilter("ignore")  # Pillow's warnings may quote metadata
             for row in well(out):
                 try:
                     picture = self._read(batch["image"][row], batch["media_type"][row])
@@ -102,27 +131,28 @@ class Decode:
                 except MemoryError:
                     text = "there was not enough memory to decode the image; give the process more, and try it again"
                     fail(out, row, "decode", "OutOfMemory", text)
-                except Exception as error:  # decoders raise whatever the bytes lead them into
+                except Exception as error:  # decoders raise errors of any class on damaged bytes
                     text = f"the file is damaged in a way that its decoder does not expect ({type(error).__name__})"
                     fail(out, row, "decode", "Undecodable", text)
         channels = max((image.shape[2] for image in images if image is not None), default=1)
         pixels = np.zeros((rows, self.size, self.size, channels), np.uint8)
-        for row, decoded in enumerate(images):
-            if decoded is not None:
-                pixels[row] = decoded  # a grey image beside coloured ones spreads over the channels
+        for row, image in enumerate(images):
+            if image is not None:
+                pixels[row] = image  # a grey image in a coloured batch is repeated over the channels
         return out | {"pixels": pixels, "height": height, "width": width}
 
     def _read(self, content: bytes, media_type: str) -> Picture:
+        """Decode one file; raises ImageError."""
         if not content:
             raise ImageError("EmptyImage", "the image has no bytes")
-        found = media_type_of(content)
-        if found is None:
+        actual = media_type_of(content)
+        if actual is None:
             if other := media_types.other_kind_of(content):
                 raise ImageError("Unsupported", f"the file is {other}, which is not read; convert it to PNG or TIFF")
             raise ImageError("Undecodable", "the bytes are of no known kind of image")
-        if found in media_types.NOT_READ:
-            name = media_types.NOT_READ[found]
+        if actual in media_types.NOT_READ:
+            name = media_types.NOT_READ[actual]
             raise ImageError("Unsupported", f"{name} images are not read; convert them to PNG or TIFF")
-        if found != media_type:
-            raise ImageError("WrongMediaType", f"the bytes are {found}, the row says {media_type}")
-        return _READERS[found](content, self.max_pixels)
+        if actual != media_type:
+            raise ImageError("WrongMediaType", f"the bytes are {actual}, the row says {media_type}")
+        return _READERS[actual](content, self.max_pixels)

@@ -1,17 +1,16 @@
 """A frozen CLIP with the learned prompts of MedFocus.
 
-The idea is MedFocusCLIP's (arXiv 2501.03839): regions found by SAM2 are the visual prompt of a frozen CLIP. What
-is learned, and nothing else:
+The idea is that of MedFocusCLIP (arXiv 2501.03839): regions found by SAM2 are the visual prompt of a frozen CLIP. Five
+parts are learned, each of them zero at the start or behind a gate that is:
 
-* deep visual prompts, a few tokens a block above the cut (VPT-deep, arXiv 2203.12119), which CLS attends to. They
-  enter through attention of their own whose result is added under a gate that starts at zero (zero-initialised
-  attention, arXiv 2303.16199, section 3.2), so that the untrained model is the frozen one;
-* one strength a block of a bias on the CLS attention logits, ``strength * log(eps + focus)``, zero at the start;
-* text context (CoOp, arXiv 2109.01134), as offsets to the embeddings of the template's first words, shared by the
-  classes or for each of its own, zero at the start;
-* an offset to each class's embedding (TaskRes, arXiv 2211.10277), zero at the start: where the text tower does not know
-  a class's name, no context makes it the right one. The fewer labels there are, the shorter it is kept (``prior``);
-* the fusion of the whole-image and the region embedding, ``whole + fusion * (region - whole)``, zero at the start.
+* deep visual prompts, a few tokens in each block above the cut (VPT-deep, arXiv 2203.12119). CLS attends to them in a
+  separate attention, whose output is added under a gate (zero-initialised attention, arXiv 2303.16199, section 3.2);
+* for each block, the strength of a bias on the attention logits of CLS, ``strength * log(eps + focus)``;
+* the text context (CoOp, arXiv 2109.01134), as offsets to the embeddings of the first words of the template. All
+  classes share one, or each has its own;
+* an offset to the embedding of each class (TaskRes, arXiv 2211.10277), for names of classes that the text tower does
+  not know. A prior keeps the offsets short, the more so the fewer labels there are (``PromptedCLIP.prior``);
+* the fusion of the whole-image and the region embedding, ``whole + fusion * (region - whole)``.
 
 With every learned part at its initial value the model reproduces open_clip's ``encode_image`` and ``encode_text``.
 """
@@ -28,19 +27,24 @@ from medfocus.stages.prompt_settings import PromptSettings
 from medfocus.stages.tower import CachedTokens, ImageTower
 
 FOCUS_EPSILON = 0.01
-# How many times faster the scalars that start at zero learn: few steps must take them to where they matter.
+"""Added to the focus before its logarithm, so that a patch without focus has a finite bias."""
+# The scalars that start at zero have a higher learning rate, by this factor: a training has few steps.
 _SCALARS, _SCALARS_RATE = ("prompt_gates", "focus_strength", "fusion"), 30.0
-# Weight of the prior on the classes' offsets, chosen on phantoms with 1 to 100 labels a class.
+# Weight of the prior on the class offsets. It was chosen on phantoms with 1 to 100 labels for each class.
 _OFFSET_PRIOR = 4.0
 
 
 class PromptedCLIP(nn.Module):
-    """Class logits from tokens below the cut; see the module for what is learned.
+    """CLIP with its learned part: from tokens at the cut to class logits.
 
     Args:
-        clip: frozen CLIP (``stages.weights.load_clip``).
+        clip: the frozen CLIP (``stages.weights.load_clip``).
         tokenizer: its tokenizer (``stages.weights.load_tokenizer``).
         settings: shape and meaning of the learned part.
+
+    Attributes:
+        text: int64 [C, context length], the sentence of each class as tokens.
+        learned: the learned tensors by name.
     """
 
     text: torch.Tensor
@@ -65,8 +69,8 @@ class PromptedCLIP(nn.Module):
             learned["text_context"] = torch.zeros(contexts, settings.text_context, width)
         if settings.class_offset:
             with torch.no_grad():
-                one = clip.encode_text(self.text[:1].to(clip.logit_scale.device))
-            learned["class_offset"] = torch.zeros(len(settings.classes), one.shape[1])
+                embedding = clip.encode_text(self.text[:1].to(clip.logit_scale.device))
+            learned["class_offset"] = torch.zeros(len(settings.classes), embedding.shape[1])
         if settings.uses_region:
             learned["fusion"] = torch.zeros(1)
         self.learned = nn.ParameterDict({name: nn.Parameter(value) for name, value in learned.items()})
@@ -74,96 +78,125 @@ class PromptedCLIP(nn.Module):
     def forward(
         self, whole: CachedTokens, focus: torch.Tensor, region: CachedTokens | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embeddings of images and classes, each of length 1.
+        """Embed images and classes.
 
         Args:
-            whole: B images at the cut (``remember``).
-            focus: [B, L-1], share of each patch that the mask covers.
-            region: the same of the images' best regions; None unless the settings use it.
+            whole: the cached tokens of B images (``cache_tokens``).
+            focus: float [B, L-1] in 0..1, share of each patch that the focus mask covers.
+            region: the cached tokens of the best regions; None unless the settings use them.
 
         Returns:
-            Image embeddings float32 [B, E] and class embeddings float32 [C, E].
+            Image embeddings float32 [B, E] and class embeddings float32 [C, E], each of length 1.
         """
         return self.image_embedding(whole, focus, region), self.text_embedding()
 
     def cache_tokens(self, tokens: torch.Tensor) -> CachedTokens:
-        """What the learned part needs of images, from the tokens [B, L, D] that leave the tower's lower part."""
+        """The cached tokens of B images, from the tokens [B, L, D] that leave the lower part of the tower."""
         return self.tower.cache_tokens(tokens.float())
 
     def image_embedding(self, whole: CachedTokens, focus: torch.Tensor, region: CachedTokens | None) -> torch.Tensor:
-        embedded = self._upper(whole, focus.float())
+        """Image embeddings float32 [B, E], each of length 1; the arguments are those of ``forward``."""
+        whole_embedding = self._upper(whole, focus.float())
         if "fusion" not in self.learned or region is None:
-            return embedded
-        of_region = self._upper(region, None)  # the region fills its view
-        return F.normalize(embedded + self.learned["fusion"] * (of_region - embedded), dim=-1)
+            return whole_embedding
+        region_embedding = self._upper(region, None)  # without a focus: the region fills its crop
+        fusion = self.learned["fusion"]
+        return F.normalize(whole_embedding + fusion * (region_embedding - whole_embedding), dim=-1)
 
     def text_embedding(self) -> torch.Tensor:
+        """Class embeddings float32 [C, E], each of length 1."""
         with self._context():
             text = self.clip.encode_text(self.text)
         if "class_offset" in self.learned:
-            # An offset to the text of length 1, which is normalised once, so that an offset of zero changes no bit.
+            # The offset is relative to a text embedding of length 1. It is scaled here, and the sum is normalised once,
+            # so that an offset of zero changes no bit.
             text = text + text.norm(dim=-1, keepdim=True) * self.learned["class_offset"]
         return F.normalize(text, dim=-1)
 
     def logits(self, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        """Cosine similarity [B, C] times CLIP's own (frozen) scale."""
-        return self.clip.logit_scale.exp() * image @ text.T
+        """Class logits: cosine similarities times CLIP's own (frozen) scale.
+
+        Args:
+            image: float [B, E], image embeddings of length 1.
+            text: float [C, E], class embeddings of length 1.
+
+        Returns:
+            Float [B, C].
+        """
+        logits: torch.Tensor = self.clip.logit_scale.exp() * image @ text.T
+        return logits
 
     def prior(self, rows: int) -> torch.Tensor:
-        """What the loss of each of so many training rows has in it for the offsets' lengths: a normal prior on them."""
+        """The term of the mean loss that a normal prior on the class offsets adds.
+
+        Args:
+            rows: number of training rows, over which the prior is spread.
+
+        Returns:
+            Scalar; 0 where the model has no class offsets.
+        """
         if "class_offset" not in self.learned:
             return torch.zeros((), device=self.text.device)
-        return _OFFSET_PRIOR / rows * self.learned["class_offset"].square().sum()
+        penalty: torch.Tensor = _OFFSET_PRIOR / rows * self.learned["class_offset"].square().sum()
+        return penalty
 
     def parameter_groups(self, rate: float) -> list[dict[str, Any]]:
-        """What an optimizer is given: each group of the learned part with its ``peak`` learning rate."""
+        """The parameter groups for an optimizer, each with its ``peak`` learning rate.
+
+        Args:
+            rate: the learning rate; that of the scalars is higher by a constant factor.
+        """
         scalars = [value for name, value in self.learned.items() if name in _SCALARS]
         others = [value for name, value in self.learned.items() if name not in _SCALARS]
         groups = [{"params": scalars, "peak": rate * _SCALARS_RATE}, {"params": others, "peak": rate}]
         return [group for group in groups if group["params"]]
 
     def learned_state(self) -> dict[str, torch.Tensor]:
-        """A copy of the learned part only, on the CPU."""
+        """A copy of the learned tensors by name, on the CPU."""
         return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in self.learned.items()}
 
     def load_learned(self, state: dict[str, torch.Tensor]) -> None:
-        """Put a learned part in place.
+        """Load learned tensors.
+
+        Args:
+            state: tensors by name, as ``learned_state`` gives them.
 
         Raises:
-            ValueError: its tensors are not those of the settings.
+            ValueError: names or shapes do not match the settings.
         """
         expected = {name: tuple(value.shape) for name, value in self.learned.items()}
-        found = {name: tuple(value.shape) for name, value in state.items()}
-        if expected != found:
+        actual = {name: tuple(value.shape) for name, value in state.items()}
+        if expected != actual:
             raise ValueError(
-                f"the prompts hold {found}, the settings ask for {expected}; load them with their own JSON"
+                f"the prompts hold {actual}, the settings ask for {expected}; load them with their own JSON"
             )
         with torch.no_grad():
             for name, value in state.items():
                 self.learned[name].copy_(value)
 
-    def _upper(self, remembered: CachedTokens, focus: torch.Tensor | None) -> torch.Tensor:
+    def _upper(self, cached: CachedTokens, focus: torch.Tensor | None) -> torch.Tensor:
+        """Embeddings float [B, E] of length 1; without a focus the attention of CLS has no bias."""
         bias = prompts = gates = None
         if "focus_strength" in self.learned and focus is not None:
-            shares = torch.log(FOCUS_EPSILON + focus)
-            bias = [strength * shares for strength in self.learned["focus_strength"]]
+            log_focus = torch.log(FOCUS_EPSILON + focus)
+            bias = [strength * log_focus for strength in self.learned["focus_strength"]]
         if "visual_prompts" in self.learned:
             prompts, gates = list(self.learned["visual_prompts"]), list(self.learned["prompt_gates"])
-        return F.normalize(self.tower.upper(remembered, bias, prompts, gates), dim=-1)
+        return F.normalize(self.tower.upper(cached, bias, prompts, gates), dim=-1)
 
     @contextmanager
     def _context(self) -> Iterator[None]:
-        """Add the learned context to the embeddings of the first words, whatever the text tower."""
+        """Add the learned context to the word embeddings while the block runs, for any text tower."""
         context = self.learned["text_context"] if self.settings.text_context else None
         if context is None:
             yield
             return
 
-        def add(_module: nn.Module, _inputs: Any, embedded: torch.Tensor) -> torch.Tensor:
+        def add_context(_module: nn.Module, _inputs: Any, words: torch.Tensor) -> torch.Tensor:
             # Position 0 is the start token.
-            return embedded + F.pad(context, (0, 0, 1, embedded.shape[1] - 1 - context.shape[1]))
+            return words + F.pad(context, (0, 0, 1, words.shape[1] - 1 - context.shape[1]))
 
-        handle = _token_embedding(self.clip).register_forward_hook(add)
+        handle = _token_embedding(self.clip).register_forward_hook(add_context)
         try:
             yield
         finally:

@@ -1,133 +1,93 @@
-"""Find regions with SAM2, batched over images and points."""
+"""The region finder: SAM2 over batches of images and points."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from medfocus.stages.batch import Batch, fail, well, writable
 from medfocus.stages.batched_sam2 import ClickTokens, ImageFeatures, click_tokens, draw_masks, encode_images
-from medfocus.stages.masks import bounding_box, encode_mask, main_piece
+from medfocus.stages.masks import bounding_box, encode_mask
+from medfocus.stages.regions import Candidates, keep_main_pieces, score_masks, select_regions, union_mask
+from medfocus.stages.segment_settings import SegmentSettings
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
 
-# Logit offset of the stability score, and candidates kept while passes go on, as multiples of the regions wanted.
-_STABILITY_OFFSET = 1.0
-# Logit at which a region's outline is best, chosen on phantoms that no figure is of.
-OUTLINE = -0.5
-# Cells of the logits about a region that its margin may reach.
-_NEAR = 3
+# Candidates of an image that are kept between passes of the decoder, as a multiple of the regions wanted.
 _KEPT_PER_REGION = 8
-# Clicks of an image whose masks are drawn together, those that promise most first.
-_DRAWN_AT_ONCE = 4
-# Images in one pass of the encoder, and points times images in one pass of the decoder. A CPU's caches hold little, and
-# larger passes are no faster there; a GPU is to be filled.
-_ON_A_CPU, _ON_A_GPU = (1, 25), (8, 64)
-# Bytes that a CPU's pass may have for the image as its clicks see it: what is larger, glibc asks the system for each
-# time (DEFAULT_MMAP_THRESHOLD_MAX), and all its pages are faulted in.
-_KEPT_BY_GLIBC = 32 << 20
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """M masks proposed for images of a batch: which image's they are, int64 [M], logits [M, h, w], the score [M] they
-    are ranked by, and the clicks [M, 2] that gave them, x and y in pixels of the model's input."""
-
-    images: torch.Tensor
-    logits: torch.Tensor
-    score: torch.Tensor
-    clicks: torch.Tensor
-
-    def take(self, rows: torch.Tensor) -> "Candidates":
-        """Some of them: indices, or bool [M]."""
-        return Candidates(self.images[rows], self.logits[rows], self.score[rows], self.clicks[rows])
-
-    def best(self, image: int, count: int) -> "Candidates":
-        """The ``count`` highest scores of one image, in falling order."""
-        own = self.take(self.images == image)
-        return own.take(own.score.topk(min(count, len(own.score))).indices)
-
-    @staticmethod
-    def join(parts: "list[Candidates]") -> "Candidates":
-        return Candidates(*(torch.cat([getattr(part, name.name) for part in parts]) for name in fields(Candidates)))
+# Clicks of an image whose masks are drawn together, in falling order of predicted IoU.
+_DRAWN_TOGETHER = 4
+# Images in one pass of the encoder, and points times images in one pass of the decoder. On a CPU larger passes are not
+# faster, because its caches are small; a GPU is faster when it is full.
+_CPU_PASS, _GPU_PASS = (1, 25), (8, 64)
+# Bytes of image tokens in one pass on a CPU. glibc requests a larger block from the system each time
+# (DEFAULT_MMAP_THRESHOLD_MAX), and each of its pages then costs a page fault.
+_CPU_PASS_BYTES = 32 << 20
 
 
 class Segment:
-    """The focus mask of each image: the union of the best regions that SAM2 proposes on a grid of points.
+    """Finds the focus mask of each image: the union of the best regions that SAM2 proposes on a grid of points.
 
-    Candidates are ranked by predicted IoU x stability x area prior. The prior is log-normal in the share of the
-    image a mask covers; masks outside the area bounds (specks, or the whole body) and unstable ones are dropped,
-    as are those that overlap a better one or score far below the best. Of each region the connected piece at its click
-    is kept, without holes: SAM2's masks have specks elsewhere, which its own generator can remove too. The focus mask
-    reaches a little beyond the regions, since what is missing of a lesion costs more than what is shown around it. An
-    image without a candidate left gets the whole image as its mask, with ``mask_score`` 0.
+    Candidates are ranked by predicted IoU x stability x area prior. The prior is log-normal in the share of the image
+    that a mask covers. A candidate is dropped if its area is outside the bounds (a speck, or the whole body), if it is
+    unstable, if it overlaps a better one, or if it scores far below the best. Each region is reduced to the connected
+    piece at its click, without holes, because SAM2's masks have specks elsewhere. The focus mask includes a margin
+    around the regions: a missing part of a lesion costs more than some surroundings. An image without any region gets
+    the whole image as its mask, and ``mask_score`` 0.
 
-    The decoder runs over images and points at once, where the package's own ``predict_batch`` loops over images, and
-    draws no mask that cannot count.
+    The decoder runs over images and points at once, where the package's ``predict_batch`` loops over images. It draws
+    no mask that cannot become a region.
+
+    Resources:
+        One GPU, or CPU threads of torch. On a GPU the default passes are 8 images and 64 prompts, on a CPU 1 and 25.
+
+    Columns taken:
+        pixels: uint8 [N, S, S, 1 or 3], S in pixels.
+        height: int32 [N], of the upright image in pixels.
+        width: int32 [N], of the upright image in pixels.
+
+    Columns added:
+        mask_counts: str [N], COCO run-length counts of the focus mask at height x width; empty for a failed row.
+        mask_score: float32 [N], score of the best region, 0 where the mask is the whole image.
+        region_box: float32 [N, 4], left, top, right and bottom of the best region as shares of the sides, 0..1.
+
+    Columns removed:
+        None.
+
+    Errors:
+        NotFinite: SAM2 gives values for this image that are not finite.
 
     Args:
         model: SAM2 in evaluation mode (``stages.weights.load_sam2``).
-        points_per_side: the grid has this number of points squared.
-        regions: how many of the best candidates make the focus mask.
-        min_area, max_area: bounds on the share of the image a candidate covers.
-        prior_area, prior_spread: centre (a share) and width (in natural logarithms) of the area prior.
-        min_stability: IoU of the masks at logits +1 and -1, below which a candidate is dropped.
-        max_overlap: IoU with a better candidate above which one is dropped.
-        min_relative_score: share of the best candidate's score below which one is dropped.
-        margin: logits below 0 down to which a region's surroundings belong to the focus mask.
-        batch_size: images in one pass of the encoder; None takes what suits the device.
-        prompts_per_pass: points times images in one pass of the decoder; None likewise.
+        settings: the grid, the choice of regions, and the sizes of the passes.
     """
 
-    def __init__(
-        self,
-        model: "SAM2Base",
-        *,
-        points_per_side: int,
-        regions: int,
-        min_area: float,
-        max_area: float,
-        prior_area: float,
-        prior_spread: float,
-        min_stability: float,
-        max_overlap: float,
-        min_relative_score: float,
-        margin: float,
-        batch_size: int | None,
-        prompts_per_pass: int | None,
-    ):
+    def __init__(self, model: "SAM2Base", settings: SegmentSettings):
         self.model = model
+        self.settings = settings
         self.device = model.device
         self.size: int = model.image_size
-        self.regions = regions
-        self.min_area, self.max_area = min_area, max_area
-        self.prior_area, self.prior_spread = prior_area, prior_spread
-        self.min_stability, self.max_overlap = min_stability, max_overlap
-        self.min_relative_score, self.margin = min_relative_score, margin
-        suits = self._passes_on_a_cpu() if self.device.type == "cpu" else _ON_A_GPU
-        self.batch_size, self.prompts_per_pass = batch_size or suits[0], prompts_per_pass or suits[1]
-        self.points = spread(point_grid(points_per_side, self.size)).to(self.device)
+        images, prompts = self._cpu_pass() if self.device.type == "cpu" else _GPU_PASS
+        self.batch_size = settings.batch_size or images
+        self.prompts_per_pass = settings.prompts_per_pass or prompts
+        self.points = spread_order(point_grid(settings.points_per_side, self.size)).to(self.device)
 
-    def _passes_on_a_cpu(self) -> tuple[int, int]:
-        images, prompts = _ON_A_CPU
+    def _cpu_pass(self) -> tuple[int, int]:
+        """Images in one pass of the encoder and prompts in one pass of the decoder, on a CPU."""
+        images, prompts = _CPU_PASS
         places = (self.size // self.model.backbone_stride) ** 2
-        return images, min(prompts, max(1, _KEPT_BY_GLIBC // (places * self.model.hidden_dim * 4)))
+        return images, min(prompts, max(1, _CPU_PASS_BYTES // (places * self.model.hidden_dim * 4)))
 
     def __call__(self, batch: Mapping[str, Any]) -> Batch:
         """Find the focus mask of each image.
 
         Args:
-            batch: ``pixels`` uint8 [N, S, S, 1 or 3], ``height`` and ``width`` int32 [N], failure columns.
+            batch: the columns taken, and the failure columns; failed rows are skipped.
 
         Returns:
-            The batch with ``mask_counts`` str [N] (COCO run-length counts at height x width), ``mask_score``
-            float32 [N] (rank score of the best region, 0 where the whole image stands in) and ``region_box`` float32
-            [N, 4] (left, top, right and bottom of the best region, as shares of the sides). A row for which the model
-            gives numbers that are not finite fails at ``segment``.
+            A copy of the batch with the columns added.
         """
         out = writable(batch)
         rows = well(batch)
@@ -135,37 +95,44 @@ class Segment:
         score = np.zeros(len(counts), np.float32)
         box = np.tile(np.array([0, 0, 1, 1], np.float32), (len(counts), 1))
         for start in range(0, len(rows), self.batch_size):
-            chosen = rows[start : start + self.batch_size]
-            sizes = [(int(batch["height"][row]), int(batch["width"][row])) for row in chosen]
-            found = self.find(batch["pixels"][chosen])
-            for row, size, candidates in zip(chosen, sizes, found, strict=True):
-                if candidates is None:
+            chunk = rows[start : start + self.batch_size]
+            for row, regions in zip(chunk, self.find(batch["pixels"][chunk]), strict=True):
+                if regions is None:
                     fail(out, row, "segment", "NotFinite", "SAM2 gave numbers that are not finite for this image")
                     continue
-                counts[row] = encode_mask(self._union(candidates, size))
-                if candidates.score.numel():
-                    score[row] = candidates.score[0].item()
-                    box[row] = bounding_box((candidates.logits[0] > 0).cpu().numpy())
+                height, width = int(batch["height"][row]), int(batch["width"][row])
+                counts[row] = encode_mask(union_mask(regions, self.settings.margin, height, width))
+                if regions.score.numel():
+                    score[row] = regions.score[0].item()
+                    box[row] = bounding_box((regions.logits[0] > 0).cpu().numpy())
         return out | {"mask_counts": counts, "mask_score": score, "region_box": box}
 
     @torch.inference_mode()
     def find(self, pixels: np.ndarray) -> list[Candidates | None]:
-        """The regions of each image, best first, at most ``regions``; None where numbers are not finite."""
+        """Find the regions of images.
+
+        Args:
+            pixels: uint8 [B, S, S, 1 or 3].
+
+        Returns:
+            For each image its regions, best first, at most ``settings.regions``; None where values are not finite.
+        """
         features = self.encode(torch.from_numpy(np.ascontiguousarray(pixels)))
-        kept = self.regions * _KEPT_PER_REGION
+        kept = self.settings.regions * _KEPT_PER_REGION
         parts: list[Candidates] = []
         for proposed in self.propose(features):
-            parts.append(proposed.take(~(proposed.score <= 0)))  # one that must be dropped; a NaN must not
+            parts.append(proposed.take(~(proposed.score <= 0)))  # not > 0: a NaN must stay
             if sum(len(part.score) for part in parts) > 2 * kept * len(pixels):
-                found = Candidates.join(parts)
-                parts = [found.best(image, kept) for image in range(len(pixels))]
-        found = Candidates.join(parts)
+                candidates = Candidates.join(parts)
+                parts = [candidates.best(image, kept) for image in range(len(pixels))]
+        candidates = Candidates.join(parts)
         finite = features.embedding.isfinite().flatten(1).all(1)
-        finite[found.images[~found.score.isfinite()]] = False
-        return [
-            self._whole(self._distinct(found.best(image, kept))) if finite[image] else None
-            for image in range(len(pixels))
-        ]
+        finite[candidates.images[~candidates.score.isfinite()]] = False
+        return [self._regions(candidates.best(image, kept)) if finite[image] else None for image in range(len(pixels))]
+
+    def _regions(self, ranked: Candidates) -> Candidates:
+        """The regions among the candidates of one image, best first."""
+        return keep_main_pieces(select_regions(ranked, self.settings), self.settings.margin, self.size)
 
     @torch.inference_mode()
     def encode(self, pixels: torch.Tensor) -> ImageFeatures:
@@ -173,100 +140,68 @@ class Segment:
         return encode_images(self.model, pixels)
 
     def propose(self, features: ImageFeatures) -> Iterator[Candidates]:
-        """Ranked candidates of a few clicks at a time; one that must be dropped scores 0.
+        """Draw and score the candidates of the grid, a few clicks at a time.
 
-        No candidate scores above its predicted IoU, which is known before its mask is drawn: where that is below what
-        counts beside the image's best score so far, no mask is drawn.
+        The score of a candidate is at most its predicted IoU, which is known before its mask is drawn. A mask is not
+        drawn where that IoU is below the least score that a region can have beside the image's best score so far.
+
+        Args:
+            features: the features of B images.
+
+        Yields:
+            Candidates with their scores; one that must be dropped scores 0.
         """
         step = max(1, self.prompts_per_pass // len(features.embedding))
-        counts_from = torch.zeros(len(features.embedding), device=self.device)
+        least_score = torch.zeros(len(features.embedding), device=self.device)
         for points in self.points.split(step):
-            attended = click_tokens(self.model, features, points)
-            most, order = attended.iou.amax(2).sort(1, descending=True)
-            for first in range(0, len(points), _DRAWN_AT_ONCE):
-                here = slice(first, first + _DRAWN_AT_ONCE)
-                # Not >=: a number that is no number is drawn, and found out.
-                wanted = ~(most[:, here] < counts_from[:, None])
-                if not wanted.any():
+            tokens = click_tokens(self.model, features, points)
+            best_iou, order = tokens.iou.amax(2).sort(1, descending=True)
+            for first in range(0, len(points), _DRAWN_TOGETHER):
+                # Not >=: a NaN compares false, so its mask is drawn and the image is reported as not finite.
+                promising = ~(best_iou[:, first : first + _DRAWN_TOGETHER] < least_score[:, None])
+                if not promising.any():
                     break
-                images, places = wanted.nonzero(as_tuple=True)
-                proposed = self._draw(features, attended, points, images, order[images, first + places])
-                counts_from.scatter_reduce_(0, proposed.images, self.min_relative_score * proposed.score, "amax")
+                images, places = promising.nonzero(as_tuple=True)
+                proposed = self._draw(features, tokens, points, images, order[images, first + places])
+                best_score = self.settings.min_relative_score * proposed.score
+                least_score.scatter_reduce_(0, proposed.images, best_score, "amax")
                 yield proposed
 
     def _draw(
         self,
         features: ImageFeatures,
-        attended: ClickTokens,
+        tokens: ClickTokens,
         points: torch.Tensor,
         images: torch.Tensor,
         clicks: torch.Tensor,
     ) -> Candidates:
-        """Candidates of N pairs of an image and a click, int64 [N] each."""
-        logits, iou = draw_masks(self.model, features, attended, images, clicks), attended.iou[images, clicks]
+        """Candidates of N pairs of an image and a click, given by their indices int64 [N]."""
+        logits, iou = draw_masks(self.model, features, tokens, images, clicks), tokens.iou[images, clicks]
         masks = iou.shape[1]
         return Candidates(
             images.repeat_interleave(masks),
             logits.flatten(0, 1),
-            self._rank(logits.flatten(0, 1), iou.flatten()),
+            score_masks(logits.flatten(0, 1), iou.flatten(), self.settings),
             points[clicks].repeat_interleave(masks, 0),
         )
 
-    def _rank(self, logits: torch.Tensor, iou: torch.Tensor) -> torch.Tensor:
-        """Scores [M] of masks, logits [M, h, w]; 0 for one that must be dropped."""
-        flat = logits.flatten(1)
-        area = (flat > 0).float().mean(1)
-        inner, outer = ((flat > offset).sum(1) for offset in (_STABILITY_OFFSET, -_STABILITY_OFFSET))
-        stability = inner / outer.clamp(min=1)
-        distance = (area.clamp(min=1e-9).log() - float(np.log(self.prior_area))) / self.prior_spread
-        kept = (area >= self.min_area) & (area <= self.max_area) & (stability >= self.min_stability)
-        score = iou.clamp(0, 1) * stability * torch.exp(-0.5 * distance**2)
-        return torch.where(kept | ~score.isfinite(), score, torch.zeros_like(score))
-
-    def _distinct(self, ranked: Candidates) -> Candidates:
-        """The regions among one image's candidates in falling order of score."""
-        masks = (ranked.logits > 0).flatten(1).float()
-        shared, area = masks @ masks.T, masks.sum(1)
-        same = (shared / (area[:, None] + area - shared).clamp(min=1) > self.max_overlap).cpu().numpy()
-        good = (ranked.score >= self.min_relative_score * ranked.score[:1]).cpu().numpy()
-        chosen: list[int] = []
-        for index in np.flatnonzero(good):
-            if len(chosen) < self.regions and not same[index, chosen].any():
-                chosen.append(int(index))
-        return ranked.take(torch.tensor(chosen, dtype=torch.long, device=ranked.score.device))
-
-    def _whole(self, regions: Candidates) -> Candidates:
-        """Regions as one piece each, their logits about the outline; below the margin where another piece was."""
-        logits = regions.logits - OUTLINE
-        if not logits.numel():
-            return regions
-        places = (regions.clicks * (logits.shape[-1] / self.size)).long().tolist()
-        masks = (logits > 0).cpu().numpy()
-        pieces = [main_piece(mask, (row, column)) for mask, (column, row) in zip(masks, places, strict=True)]
-        inside = torch.from_numpy(np.stack(pieces)).to(logits.device)
-        step = torch.finfo(logits.dtype).eps
-        # What is near a piece and above the margin belongs to it; what is farther away is of another piece.
-        near = F.max_pool2d(inside.float(), 2 * _NEAR + 1, stride=1, padding=_NEAR) > 0
-        outside = torch.where(near, logits.clamp(max=-step), logits.clamp(max=-self.margin - 1))
-        return replace(regions, logits=torch.where(inside, logits.clamp(min=step), outside))
-
-    def _union(self, regions: Candidates, size: tuple[int, int]) -> np.ndarray:
-        """Union of the regions of one image as a mask, bool [H, W], in the size of the upright image."""
-        if not regions.score.numel():
-            return np.ones(size, bool)
-        full = F.interpolate(regions.logits[None], size, mode="bilinear", align_corners=False)[0]
-        mask = (full > -self.margin).any(0).cpu().numpy()
-        return mask if mask.any() else np.ones(size, bool)
-
 
 def point_grid(per_side: int, size: int) -> torch.Tensor:
-    """Centres of a square grid of cells, float32 [per_side squared, 2], x and y in pixels of a side of ``size``."""
+    """Centres of the cells of a square grid.
+
+    Args:
+        per_side: cells along each side.
+        size: side of the image in pixels.
+
+    Returns:
+        Float32 [per_side squared, 2], x and y in pixels.
+    """
     centres = (torch.arange(per_side, dtype=torch.float32) + 0.5) * (size / per_side)
     y, x = torch.meshgrid(centres, centres, indexing="ij")
     return torch.stack([x.flatten(), y.flatten()], dim=1)
 
 
-def spread(points: torch.Tensor) -> torch.Tensor:
-    """The points [P, 2] in an order whose every beginning is spread over all of them (golden-section sequence)."""
+def spread_order(points: torch.Tensor) -> torch.Tensor:
+    """Reorder points [P, 2] so that the first few already spread over the image (golden-section sequence)."""
     places = torch.arange(len(points), dtype=torch.float64) * ((5**0.5 - 1) / 2)
     return points[places.frac().argsort()]

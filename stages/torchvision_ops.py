@@ -1,9 +1,9 @@
 """Make ``import torchvision`` work beside a CPU build of torch.
 
-The torchvision wheel is linked against CUDA. Beside a CPU torch its compiled operators do not load, and
-registering its fake kernels fails with ``operator torchvision::nms does not exist``. Only the schemas are
-missing: sam2, open_clip and timm import torchvision for its pure Python transforms and call none of the
-compiled operators. Where the real operators load, this module changes nothing.
+The torchvision wheel is linked against CUDA. Beside a CPU build of torch its compiled operators do not load, and the
+registration of its fake kernels fails with ``operator torchvision::nms does not exist``. Only the schemas are missing:
+sam2, open_clip and timm import torchvision for its pure Python transforms and call none of the compiled operators.
+Where the real operators load, this module changes nothing.
 """
 
 import ctypes
@@ -34,7 +34,7 @@ def _operators_load() -> bool:
 
 library: torch.library.Library | None = None
 if not _operators_load():
-    # Kept for the life of the process: the definitions go when this object does.
+    # The object lives as long as the process: torch removes the definitions when it is collected.
     library = torch.library.Library("torchvision", "DEF")
     for schema in _SCHEMAS:
         library.define(schema)

@@ -1,10 +1,13 @@
 """The image tower of a CLIP, opened between its blocks.
 
-Only what is needed to stop at a block, go on from there and steer the attention of CLS on the way is here; weights and
-modules are open_clip's own, or timm's where open_clip wraps one of its trunks (as in BiomedCLIP).
+This module stops the tower at a block, continues from there, and steers the attention of CLS on the way. CLS is the
+class token, whose last state becomes the image embedding. Weights and modules are those of open_clip, or of timm where
+open_clip wraps one of timm's trunks (as in BiomedCLIP).
 
-Above the cut only CLS is steered. The patches stay as the frozen tower has them, so that their keys and values are
+Above the cut only CLS is steered. The patches stay as the frozen tower has them. Their keys and values are therefore
 computed once for an image, however often prompts are tuned on it.
+
+In the shapes, B is the number of images, L of tokens (CLS and L-1 patches), and D the width of the tower.
 """
 
 from collections.abc import Callable
@@ -28,35 +31,58 @@ from timm.models.vision_transformer import VisionTransformer as TimmVisionTransf
 
 @dataclass(frozen=True)
 class Block:
-    """One transformer block with its attention laid open: ``x + scale(attend(norm(x)))``, then ``x + feed(x)``."""
+    """The parts of one pre-norm transformer block (ViT, arXiv 2010.11929, equations 2 and 3).
+
+    A block computes ``x + scale(out(attention(norm(x))))``, and of the result ``x + feed_forward(x)``.
+
+    Attributes:
+        norm: layer norm before the attention.
+        weight: float [3 D, D], projections to query, key and value.
+        bias: float [3 D], their biases; None where the projections have none.
+        heads: number of attention heads.
+        out: projection of the attention's output.
+        scale: layer scale of the attention's output; the identity where the block has none.
+        feed_forward: computes the residual branch of the MLP, with its layer norm and layer scale.
+    """
 
     norm: nn.Module
-    weight: torch.Tensor  # [3 D, D] of query, key and value
-    offset: torch.Tensor | None  # [3 D]
+    weight: torch.Tensor
+    bias: torch.Tensor | None
     heads: int
     out: nn.Module
     scale: nn.Module
-    feed: Callable[[torch.Tensor], torch.Tensor]
+    feed_forward: Callable[[torch.Tensor], torch.Tensor]
 
 
 class Layout(Protocol):
-    """How a library lays out its vision transformer."""
+    """How a library arranges the parts of its vision transformer.
+
+    Attributes:
+        width: D, the width of the tower.
+        grid: patches down and across.
+        blocks: the library's transformer blocks, lowest first.
+    """
 
     width: int
     grid: tuple[int, int]
     blocks: list[nn.Module]
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
-        """Tokens [B, L, D], CLS first, that enter the first block."""
+        """Tokens [B, L, D], CLS first, that enter the first block, of images float [B, 3, s, s]."""
 
-    def open(self, block: Any) -> Block: ...
+    def open(self, block: Any) -> Block:
+        """The parts of one of ``blocks``."""
 
     def head(self, tokens: torch.Tensor) -> torch.Tensor:
         """Image embeddings [B, E] from the CLS token [B, 1, D] that leaves the last block."""
 
 
 class OpenCLIPLayout:
-    """open_clip's own vision transformer with CLS pooling."""
+    """The layout of open_clip's own vision transformer with CLS pooling.
+
+    Args:
+        visual: the image tower of a CLIP, for which ``fits`` is true.
+    """
 
     def __init__(self, visual: Any):
         self.visual = visual
@@ -66,31 +92,41 @@ class OpenCLIPLayout:
 
     @staticmethod
     def fits(visual: Any) -> bool:
+        """Whether an image tower has this layout."""
         plain = isinstance(visual, VisionTransformer) and visual.pool_type == "tok" and visual.attn_pool is None
         return plain and all(isinstance(block, ResidualAttentionBlock) for block in visual.transformer.resblocks)
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
-        return self.visual._embeds(images)
+        """Tokens [B, L, D], CLS first, that enter the first block, of images float [B, 3, s, s]."""
+        tokens: torch.Tensor = self.visual._embeds(images)
+        return tokens
 
     def open(self, block: Any) -> Block:
+        """The parts of one of ``blocks``."""
         attention = block.attn
         return Block(
             norm=block.ln_1,
             weight=attention.in_proj_weight,
-            offset=attention.in_proj_bias,
+            bias=attention.in_proj_bias,
             heads=attention.num_heads,
             out=attention.out_proj,
             scale=block.ls_1,
-            feed=lambda tokens: block.ls_2(block.mlp(block.ln_2(tokens))),
+            feed_forward=lambda tokens: block.ls_2(block.mlp(block.ln_2(tokens))),
         )
 
     def head(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Image embeddings [B, E] from the CLS token [B, 1, D] that leaves the last block."""
         pooled, _ = self.visual._pool(tokens)
-        return pooled if self.visual.proj is None else pooled @ self.visual.proj
+        embedding: torch.Tensor = pooled if self.visual.proj is None else pooled @ self.visual.proj
+        return embedding
 
 
 class TimmLayout:
-    """A plain vision transformer of timm with CLS pooling, wrapped by open_clip."""
+    """The layout of a plain vision transformer of timm with CLS pooling, wrapped by open_clip.
+
+    Args:
+        visual: the image tower of a CLIP, for which ``fits`` is true.
+    """
 
     def __init__(self, visual: Any):
         self.visual = visual
@@ -101,6 +137,7 @@ class TimmLayout:
 
     @staticmethod
     def fits(visual: Any) -> bool:
+        """Whether an image tower has this layout."""
         trunk: Any = visual.trunk if isinstance(visual, TimmModel) else None
         if type(trunk) is not TimmVisionTransformer or trunk.global_pool != "token" or trunk.num_prefix_tokens != 1:
             return False
@@ -116,39 +153,46 @@ class TimmLayout:
         return plain and len(attentions) == len(trunk.blocks)
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
-        return self.trunk.norm_pre(self.trunk._pos_embed(self.trunk.patch_embed(images)))
+        """Tokens [B, L, D], CLS first, that enter the first block, of images float [B, 3, s, s]."""
+        tokens: torch.Tensor = self.trunk.norm_pre(self.trunk._pos_embed(self.trunk.patch_embed(images)))
+        return tokens
 
     def open(self, block: Any) -> Block:
+        """The parts of one of ``blocks``."""
         attention = block.attn
         return Block(
             norm=block.norm1,
             weight=attention.qkv.weight,
-            offset=attention.qkv.bias,
+            bias=attention.qkv.bias,
             heads=attention.num_heads,
             out=attention.proj,
             scale=block.ls1,
-            feed=lambda tokens: block.ls2(block.mlp(block.norm2(tokens))),
+            feed_forward=lambda tokens: block.ls2(block.mlp(block.norm2(tokens))),
         )
 
     def head(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.visual.head(self.trunk.forward_head(self.trunk.norm(tokens)))
+        """Image embeddings [B, E] from the CLS token [B, 1, D] that leaves the last block."""
+        embedding: torch.Tensor = self.visual.head(self.trunk.forward_head(self.trunk.norm(tokens)))
+        return embedding
 
 
 class CachedTokens(NamedTuple):
-    """B images at the cut, ready for CLS to pass the blocks above it.
+    """B images at the cut: all that CLS needs to pass the blocks above it.
 
-    ``cls`` is float [B, D]; ``memory`` float [B, blocks, 2, heads, L-1, D / heads], keys and values of the patches in
-    each block above the cut.
+    Attributes:
+        cls: float [B, D], the CLS token that leaves the last block below the cut.
+        keys_values: float [B, blocks, 2, heads, L-1, D / heads], keys and values of the patches in each block above
+            the cut.
     """
 
     cls: torch.Tensor
-    memory: torch.Tensor
+    keys_values: torch.Tensor
 
 
 class ImageTower(nn.Module):
     """A vision transformer with CLS pooling, run in two parts.
 
-    ``upper(remember(lower(images)))`` equals the model's own ``encode_image`` (not normalised).
+    ``upper(cache_tokens(lower(images)))`` equals the model's own ``encode_image`` (not normalised).
 
     Args:
         clip: a CLIP whose image tower is open_clip's ``VisionTransformer``, or timm's in open_clip's ``TimmModel``.
@@ -188,21 +232,30 @@ class ImageTower(nn.Module):
 
     @property
     def width(self) -> int:
+        """D, the width of the tower."""
         return self.layout.width
 
     @property
     def heads(self) -> int:
+        """Attention heads of a block."""
         return self.blocks[0].heads
 
     @property
     def image_size(self) -> int:
+        """Side in pixels of the square images that the tower takes."""
         return int(self.visual.image_size[0])
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Pixels uint8 [B, S, S, 1 or 3] to the tower's input, float32 [B, 3, s, s].
+        """Convert pixels to the tower's input.
 
-        Resized as open_clip's own transform does (bicubic, antialiased, rounded to 8 bits), normalised by the
-        model's mean and standard deviation.
+        Images are resized as open_clip's own transform does (bicubic, antialiased, rounded to 8 bits) and normalised
+        by the model's mean and standard deviation.
+
+        Args:
+            pixels: uint8 [B, S, S, 1 or 3].
+
+        Returns:
+            Float32 [B, 3, s, s], s is ``image_size``.
         """
         images = pixels.permute(0, 3, 1, 2).float().expand(-1, 3, -1, -1)
         side = self.image_size
@@ -214,7 +267,14 @@ class ImageTower(nn.Module):
         return (images / 255 - mean) / std
 
     def lower(self, images: torch.Tensor) -> torch.Tensor:
-        """Tokens [B, L, D], CLS first, that leave the last block below the cut, of images float [B, 3, s, s]."""
+        """Run the blocks below the cut.
+
+        Args:
+            images: float [B, 3, s, s] (``normalise``).
+
+        Returns:
+            Tokens float [B, L, D], CLS first.
+        """
         tokens = self.layout.embed(images)
         for block in self.layout.blocks[: self.cut]:
             tokens = block(tokens)
@@ -222,62 +282,111 @@ class ImageTower(nn.Module):
 
     @torch.no_grad()
     def cache_tokens(self, tokens: torch.Tensor) -> CachedTokens:
-        """What CLS meets above the cut, of tokens float [B, L, D] that leave ``lower``; nothing is learned of it."""
-        memory = []
+        """Compute the keys and values of the patches in each block above the cut, without a gradient.
+
+        Args:
+            tokens: float [B, L, D], CLS first, as they leave ``lower``.
+
+        Returns:
+            The cached tokens of the B images.
+        """
+        keys_values = []
         cls = tokens[:, 0]
         for index, block in enumerate(self.blocks):
-            hidden = block.norm(tokens)
-            query, key, value = _project(block, hidden)
-            memory.append(torch.stack([key[:, :, 1:], value[:, :, 1:]], 1))
+            query, key, value = _project(block, block.norm(tokens))
+            keys_values.append(torch.stack([key[:, :, 1:], value[:, :, 1:]], 1))
             if index < len(self.blocks) - 1:
-                mixed = F.scaled_dot_product_attention(query, key, value)
-                tokens = tokens + block.scale(block.out(_join(mixed)))
-                tokens = tokens + block.feed(tokens)
-        return CachedTokens(cls, torch.stack(memory, 1))
+                attention = F.scaled_dot_product_attention(query, key, value)
+                tokens = tokens + block.scale(block.out(_join_heads(attention)))
+                tokens = tokens + block.feed_forward(tokens)
+        return CachedTokens(cls, torch.stack(keys_values, 1))
 
     def upper(
         self,
-        remembered: CachedTokens,
+        cached: CachedTokens,
         bias: list[torch.Tensor] | None = None,
         prompts: list[torch.Tensor] | None = None,
         gates: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """Image embeddings [B, E]: CLS goes through the blocks above the cut, among the patches of the frozen tower.
+        """Run CLS through the blocks above the cut, where it attends to the patches of the frozen tower.
 
         Args:
-            remembered: of B images.
-            bias: for each block, added to the logits of the attention from CLS to each patch, [B, L-1].
-            prompts: for each block, visual prompt tokens [V, D] that CLS also attends to.
-            gates: for each block, how much the prompts' part counts in each head, [heads]; 0 is not at all.
+            cached: the cached tokens of B images.
+            bias: for each block float [B, L-1], added to the logits of the attention from CLS to the patches.
+            prompts: for each block float [V, D], visual prompt tokens that CLS also attends to.
+            gates: for each block float [heads], the gate of the prompts; at 0 they have no effect.
+
+        Returns:
+            Image embeddings float [B, E], not normalised.
         """
-        cls = remembered.cls[:, None]
+        cls = cached.cls[:, None]
         for index, block in enumerate(self.blocks):
-            keys, values = remembered.memory[:, index].unbind(1)
+            keys, values = cached.keys_values[:, index].unbind(1)
             query, key, value = _project(block, block.norm(cls))
-            # By parts: to join CLS's own key and value to the memory would copy all of it.
-            scaled = query * query.shape[-1] ** -0.5
-            among_patches = scaled @ keys.transpose(-1, -2)
-            if bias is not None:
-                among_patches = among_patches + bias[index][:, None, None]
-            itself = (scaled * key).sum(-1, keepdim=True)
-            share = torch.cat([itself, among_patches], -1).softmax(-1)
-            mixed = share[..., :1] * value + share[..., 1:] @ values
+            block_bias = None if bias is None else bias[index][:, None, None]
+            attention = _attend_to_patches(query, key, value, keys, values, block_bias)
             if prompts is not None and gates is not None:
-                _, key, value = _project(block, block.norm(prompts[index])[None])
-                mixed = mixed + torch.tanh(gates[index])[:, None, None] * F.scaled_dot_product_attention(
-                    query, key.expand(len(query), -1, -1, -1), value.expand(len(query), -1, -1, -1)
-                )
-            cls = cls + block.scale(block.out(_join(mixed)))
-            cls = cls + block.feed(cls)
+                attention = attention + _attend_to_prompts(block, query, prompts[index], gates[index])
+            cls = cls + block.scale(block.out(_join_heads(attention)))
+            cls = cls + block.feed_forward(cls)
         return self.layout.head(cls)
 
 
-def _project(block: Block, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Query, key and value of a block's attention, [B, heads, L, D / heads] each, of normed tokens [B, L, D]."""
-    projected = F.linear(hidden, block.weight, block.offset).chunk(3, -1)
-    return tuple(part.unflatten(-1, (block.heads, -1)).transpose(1, 2) for part in projected)
+def _attend_to_patches(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    bias: torch.Tensor | None,
+) -> torch.Tensor:
+    """Attention of CLS to itself and to the patches.
+
+    The two parts stay apart: to join CLS's own key and value to those of the patches would copy all of these.
+
+    Args:
+        query: float [B, heads, 1, D / heads], of CLS.
+        key: the same shape, of CLS.
+        value: the same shape, of CLS.
+        keys: float [B, heads, L-1, D / heads], of the patches.
+        values: the same shape, of the patches.
+        bias: float [B, 1, 1, L-1], added to the logits of the patches.
+
+    Returns:
+        Float [B, heads, 1, D / heads].
+    """
+    query = query * query.shape[-1] ** -0.5
+    patch_logits = query @ keys.transpose(-1, -2)
+    if bias is not None:
+        patch_logits = patch_logits + bias
+    own_logit = (query * key).sum(-1, keepdim=True)
+    share = torch.cat([own_logit, patch_logits], -1).softmax(-1)
+    return share[..., :1] * value + share[..., 1:] @ values
 
 
-def _join(mixed: torch.Tensor) -> torch.Tensor:
-    """Heads [B, heads, L, D / heads] side by side again, [B, L, D]."""
-    return mixed.transpose(1, 2).flatten(2)
+def _attend_to_prompts(block: Block, query: torch.Tensor, prompts: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    """Gated attention of CLS to the prompts (arXiv 2303.16199, section 3.2).
+
+    Args:
+        block: the block.
+        query: float [B, heads, 1, D / heads], of CLS.
+        prompts: float [V, D].
+        gate: float [heads], before the tanh.
+
+    Returns:
+        Float [B, heads, 1, D / heads].
+    """
+    _, key, value = _project(block, block.norm(prompts)[None])
+    key, value = (part.expand(len(query), -1, -1, -1) for part in (key, value))
+    return torch.tanh(gate)[:, None, None] * F.scaled_dot_product_attention(query, key, value)
+
+
+def _project(block: Block, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Query, key and value [B, heads, L, D / heads] of the attention of a block, of tokens [B, L, D] after its norm."""
+    parts = F.linear(tokens, block.weight, block.bias).chunk(3, -1)
+    return tuple(part.unflatten(-1, (block.heads, -1)).transpose(1, 2) for part in parts)
+
+
+def _join_heads(attention: torch.Tensor) -> torch.Tensor:
+    """The output of attention, [B, heads, L, D / heads], with its heads side by side, [B, L, D]."""
+    return attention.transpose(1, 2).flatten(2)

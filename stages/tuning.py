@@ -1,4 +1,4 @@
-"""Prompt tuning: its loss, and an epoch of it."""
+"""Prompt tuning: the loss, the learning rate schedule, and one epoch."""
 
 from collections.abc import Callable, Iterable
 from math import cos, pi
@@ -11,10 +11,13 @@ from medfocus.stages.tower import CachedTokens
 
 
 class TrainingBatch(NamedTuple):
-    """B images as the prompted model is shown them.
+    """One batch of B images for prompt tuning.
 
-    ``whole`` and, where the model uses it, ``region`` are at the cut; ``focus`` is [B, L-1], the mask's share of each
-    patch; ``target`` int64 [B], the class.
+    Attributes:
+        whole: the cached tokens of the whole images.
+        focus: float [B, L-1] in 0..1, the share of each patch that the focus mask covers.
+        region: the cached tokens of the best regions; None where the model does not use them.
+        target: int64 [B], index of the class.
     """
 
     whole: CachedTokens
@@ -24,7 +27,15 @@ class TrainingBatch(NamedTuple):
 
 
 def anneal(optimizer: torch.optim.Optimizer, share: float) -> None:
-    """Set the learning rate of each group, a cosine from its ``peak`` to 0, after a share of all epochs."""
+    """Set the learning rate of each parameter group: a cosine from its ``peak`` to 0 (arXiv 1608.03983, equation 5).
+
+    The rate depends on the share alone, so a resumed training has the rates of one that was not interrupted. torch's
+    ``CosineAnnealingLR`` computes each rate from the previous one and differs in the last bits.
+
+    Args:
+        optimizer: an optimizer whose parameter groups have a ``peak`` (``PromptedCLIP.parameter_groups``).
+        share: share of all epochs that have passed, 0..1.
+    """
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * 0.5 * (1 + cos(pi * share))
 
@@ -36,14 +47,17 @@ def train_epoch(
     contrastive_weight: float,
     prior: Callable[[], torch.Tensor],
 ) -> tuple[float, int]:
-    """A step of the optimizer for each batch; returns the sum of their losses, and how many they were.
+    """Take one optimizer step for each batch.
 
     Args:
-        logits: of the model, class logits float [B, C] of what it is shown.
-        optimizer: of the learned part.
-        batches: of an epoch.
-        contrastive_weight: lambda of ``prompt_loss``.
-        prior: what is added to each batch's loss for the learned part itself.
+        logits: computes the class logits of a batch, float [B, C].
+        optimizer: the optimizer of the learned part.
+        batches: the batches of the epoch.
+        contrastive_weight: lambda of ``prompt_loss``, 0..1.
+        prior: computes the term of the loss that depends on the learned part alone (``PromptedCLIP.prior``).
+
+    Returns:
+        The sum of the losses, and the number of batches.
     """
     total, steps = 0.0, 0
     for batch in batches:
@@ -56,22 +70,22 @@ def train_epoch(
 
 
 def prompt_loss(logits: torch.Tensor, target: torch.Tensor, contrastive_weight: float) -> torch.Tensor:
-    """``lambda * contrastive + (1 - lambda) * cross-entropy`` (arXiv 2501.03839, the objective of prompt tuning).
+    """The objective ``lambda * contrastive + (1 - lambda) * cross-entropy`` (arXiv 2501.03839, prompt tuning).
 
-    The contrastive term is CLIP's, between the images of a batch and the sentences of their classes. Images of one
-    class share their sentence, so each direction's target is uniform over all of the batch that match (arXiv
+    The contrastive term is that of CLIP, between the images of a batch and the sentences of their classes. Images of
+    one class share a sentence. The target of each direction is therefore uniform over all matches in the batch (arXiv
     2204.03610, equation 3).
 
     Args:
-        logits: float [B, C], scaled cosine similarity of images and classes.
-        target: int64 [B], class of each image.
+        logits: float [B, C], scaled cosine similarities of images and classes.
+        target: int64 [B], index of the class of each image.
         contrastive_weight: lambda, 0..1.
 
     Returns:
-        Scalar loss, the mean over the batch.
+        Scalar: the mean loss over the batch.
     """
     classification = F.cross_entropy(logits, target)
-    pairs = logits[:, target]  # [B, B]: image i with the sentence of image j's class
+    pairs = logits[:, target]  # [B, B]: image i and the sentence of the class of image j
     same = (target[:, None] == target[None, :]).to(logits.dtype)
     matches = same / same.sum(1, keepdim=True)
     contrastive = 0.5 * (F.cross_entropy(pairs, matches) + F.cross_entropy(pairs.T, matches))

@@ -1,14 +1,14 @@
-"""The one place that loads model weights.
+"""Loads model weights; no other module does.
 
-Nothing is unpickled: a checkpoint is safetensors, or a PyTorch file read with ``weights_only=True``. A model is
-named either by the packages' own names (a SAM2 hub name, an open_clip architecture) or by a folder that holds
-its architecture:
+Nothing is unpickled: a checkpoint is a safetensors file, or a PyTorch file that is read with ``weights_only=True``. A
+model is named by its package's own name (a SAM2 hub name, an open_clip architecture) or by a folder with its
+architecture:
 
 * SAM2: ``sam2.json`` with the keys ``config`` (a Hydra configuration of the sam2 package) and ``overrides``.
 * CLIP: ``open_clip_config.json``, the format of open_clip's ``local-dir:`` schema.
 
-sam2 and open_clip are imported when one of their models is asked for: each takes seconds, and a process seldom
-needs both.
+sam2 and open_clip are imported in the functions that need them: each import takes seconds, and a process seldom needs
+both.
 """
 
 import hashlib
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     import open_clip
     from sam2.modeling.sam2_base import SAM2Base
 
-# Parts of SAM2 that only video tracking uses; a checkpoint for images may leave them out.
 VIDEO_PARTS = (
     "memory_attention.",
     "memory_encoder.",
@@ -42,14 +41,14 @@ VIDEO_PARTS = (
     "no_obj_ptr",
     "no_obj_embed_spatial",
 )
-
+"""Prefixes of SAM2's tensors that only video tracking uses; a checkpoint for images may leave them out."""
 
 # Numbers that OpenAI's own state dicts hold beside the weights.
 _OPENAI_KEYS = {"input_resolution", "context_length", "vocab_size"}
 
 
 class WeightsError(ValueError):
-    """A checkpoint that cannot be used; the message is one line and names the file and the mend."""
+    """A checkpoint that cannot be used. The message is one line: the file, what is wrong, and how to correct it."""
 
 
 def file_sha256(path: Path) -> str:
@@ -59,22 +58,36 @@ def file_sha256(path: Path) -> str:
 
 
 def check_sha256(path: Path, expected: str) -> None:
-    """Raise WeightsError unless the file's SHA-256 is the expected one."""
-    found = file_sha256(path)
-    if found != expected.lower():
+    """Check the SHA-256 of a file.
+
+    Args:
+        path: the file.
+        expected: hexadecimal SHA-256, in either case.
+
+    Raises:
+        WeightsError: the file has another SHA-256.
+    """
+    actual = file_sha256(path)
+    if actual != expected.lower():
         raise WeightsError(
-            f"{path.name}: sha256 is {found}, not the configured {expected}; fetch the file again or correct sha256"
+            f"{path.name}: sha256 is {actual}, not the configured {expected}; fetch the file again or correct sha256"
         )
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a checkpoint by name, on the CPU.
+    """Read the tensors of a checkpoint.
 
-    Understands safetensors and PyTorch files, also with the tensors under ``model`` (SAM2) or ``state_dict``
-    (open_clip training), and keys that a distributed wrapper prefixed with ``module.``.
+    The tensors may lie under ``model`` (SAM2) or ``state_dict`` (open_clip training), and their names may have the
+    prefix ``module.`` of a distributed wrapper, which is removed.
+
+    Args:
+        path: a safetensors file, or a PyTorch file.
+
+    Returns:
+        Tensors by name, on the CPU.
 
     Raises:
-        WeightsError: the file is missing, truncated, or holds anything but tensors.
+        WeightsError: the file is missing or truncated, or holds anything but tensors.
     """
     if not path.is_file():
         raise WeightsError(f"{path}: no such checkpoint; give the path of an existing file")
@@ -102,11 +115,19 @@ def sam2_hub_file(model: str) -> str | None:
     """Name of the weights file of a SAM2 model on the hub; None where the sam2 package does not know the model."""
     from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES
 
-    return HF_MODEL_ID_TO_FILENAMES.get(model, (None, None))[1]
+    name: str | None = HF_MODEL_ID_TO_FILENAMES.get(model, (None, None))[1]
+    return name
 
 
 def sam2_image_size(model: str | Path) -> int:
-    """Side in pixels of the square image a SAM2 model takes, without building it."""
+    """Side in pixels of the square images that a SAM2 model takes; the model is not built.
+
+    Args:
+        model: as for ``load_sam2``.
+
+    Raises:
+        WeightsError: the name of the model is unknown.
+    """
     from hydra import compose
 
     config, overrides = _sam2_architecture(model)
@@ -121,18 +142,21 @@ def load_sam2(
     device: str | torch.device = "cpu",
     seed: int = 0,
 ) -> "SAM2Base":
-    """A SAM2 image model in evaluation mode.
+    """Load a SAM2 image model in evaluation mode, float32 and frozen.
 
     Args:
         model: a hub name of the sam2 package (``facebook/sam2.1-hiera-tiny``), or a folder with ``sam2.json``.
-        checkpoint: weights file; None builds the model with random weights drawn from ``seed``.
-        image_size: side in pixels of the images it is to take, a multiple of 32; None leaves the model's own. Its
-            position embeddings are interpolated by the sam2 package.
-        device: where the model is put.
-        seed: for the random weights only.
+        checkpoint: the weights file; None draws random weights.
+        image_size: side in pixels of the images that the model takes, a multiple of 32; None keeps the model's own. The
+            sam2 package interpolates the position embeddings.
+        device: the device that the model is moved to.
+        seed: seed of the random weights.
+
+    Returns:
+        The model.
 
     Raises:
-        WeightsError: the model's name is unknown, or the checkpoint does not fit it.
+        WeightsError: the name of the model is unknown, or the checkpoint does not fit it.
     """
     from sam2.build_sam import build_sam2
 
@@ -158,14 +182,17 @@ def load_clip(
     device: str | torch.device = "cpu",
     seed: int = 0,
 ) -> "open_clip.CLIP | open_clip.CustomTextCLIP":
-    """A CLIP model in evaluation mode, float32.
+    """Load a CLIP model in evaluation mode, float32 and frozen.
 
     Args:
         model: an architecture of open_clip (``ViT-B-16``), or a folder with ``open_clip_config.json``.
-        checkpoint: weights file in any layout open_clip converts; None draws random weights from ``seed``.
-        preprocess: ``mean`` and ``std`` of the three channels, 0..1; None: those of the architecture.
-        device: where the model is put.
-        seed: for the random weights only.
+        checkpoint: the weights file, in any layout that open_clip converts; None draws random weights.
+        preprocess: ``mean`` and ``std`` of the three channels, 0..1; None takes those of the architecture.
+        device: the device that the model is moved to.
+        seed: seed of the random weights.
+
+    Returns:
+        The model.
 
     Raises:
         WeightsError: the architecture is unknown, or the checkpoint does not fit it.
@@ -188,9 +215,10 @@ def load_clip(
 
 
 def _load_clip_state(network: Any, model: str | Path, checkpoint: Path) -> None:
+    """Load a checkpoint into a CLIP; raises WeightsError where it does not fit."""
     import open_clip
 
-    # open_clip converts the layouts of other projects; the read here makes sure that the file is whole and safe.
+    # open_clip converts the layouts of other projects. This read checks that the file is complete and safe.
     stored = read_state_dict(checkpoint).keys()
     quick = any(isinstance(part, open_clip.transformer.QuickGELU) for part in network.modules())
     if stored >= _OPENAI_KEYS and not quick:
@@ -208,14 +236,22 @@ def _load_clip_state(network: Any, model: str | Path, checkpoint: Path) -> None:
 
 
 def load_tokenizer(model: str | Path) -> Any:
-    """open_clip's tokenizer of a CLIP model: a callable from texts to int64 [N, context length]."""
+    """The tokenizer of a CLIP model: a callable from N texts to tokens, int64 [N, context length].
+
+    Args:
+        model: as for ``load_clip``.
+
+    Raises:
+        WeightsError: the architecture is unknown.
+    """
     import open_clip
 
     return open_clip.get_tokenizer(_clip_name(model))
 
 
 def _sam2_architecture(model: str | Path) -> tuple[str, list[str]]:
-    # Importing it also makes the package's configurations known to Hydra.
+    """Hydra configuration and overrides of a SAM2 model."""
+    # The import also registers the package's configurations with Hydra.
     from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES
 
     folder = Path(model)
@@ -229,6 +265,7 @@ def _sam2_architecture(model: str | Path) -> tuple[str, list[str]]:
 
 
 def _clip_name(model: str | Path) -> str:
+    """The name by which open_clip knows a CLIP model."""
     if (Path(model) / "open_clip_config.json").is_file():
         return f"local-dir:{model}"
     import open_clip
@@ -243,7 +280,7 @@ def _clip_name(model: str | Path) -> str:
 
 @contextmanager
 def _without_root_warnings() -> Iterator[None]:
-    """open_clip warns on the root logger that it loads no weights; here they are loaded in a step of their own."""
+    """Suppress open_clip's warning on the root logger that it loads no weights; they are loaded in a later step."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)
@@ -258,6 +295,7 @@ def _as_float32(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _check_keys(checkpoint: Path, model: str, missing: list[str], unexpected: list[str]) -> None:
+    """Raise WeightsError where tensors of a checkpoint are missing or unknown."""
     if missing or unexpected:
         example = (missing or unexpected)[0]
         raise WeightsError(

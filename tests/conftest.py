@@ -1,11 +1,14 @@
+"""Fixtures that tests of several folders share."""
+
 import io
 import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported: tests call nobody outside
-os.environ.pop("MLFLOW_TRACKING_URI", None)  # nor do they write to the store of who runs them
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # mlflow reads it at its import
+os.environ.pop("MLFLOW_TRACKING_URI", None)  # no test writes to the store of the user
 
 import boto3
 import numpy as np
@@ -18,68 +21,81 @@ from tests import servers
 REPOSITORY = Path(__file__).parents[1]
 
 
+@dataclass(frozen=True)
+class DataFolder:
+    """A folder of real files that some tests need, which is not part of the repository.
+
+    Args:
+        option: command-line option that names the folder.
+        default: where it is looked for without the option, below a folder ``shared`` beside the repository.
+        content: what the folder holds.
+        layout: how the folder is laid out, for the help of the option.
+    """
+
+    option: str
+    default: str
+    content: str
+    layout: str
+
+    def find(self, config: pytest.Config) -> Path:
+        """The folder; skips the test where it does not exist."""
+        folder: Path = config.getoption(self.option)
+        if not folder.is_dir():
+            pytest.skip(f"{self.content} not found at {folder}; name their folder with {self.option}")
+        return folder
+
+
+BRAIN_MRI = DataFolder(
+    "--brain-mri", "data/brain_tumor_mri", "MRI slices", "train/ and test/, with a folder for each class"
+)
+LABEL_FILES = DataFolder(
+    "--label-files",
+    "field/labels",
+    "label files",
+    "label files as spreadsheets write them, and in/ with their images: 0.png to 3.png, alternately malignant and"
+    " benign, of patients P0 to P3",
+)
+PATHOLOGICAL = DataFolder(
+    "--pathological", "field/pathological", "broken and unusual image files", "a folder for each kind of file"
+)
+FIELD_PICTURES = DataFolder(
+    "--field-pictures",
+    "field/pixels",
+    "unusual image files with reference pixels",
+    "in/ with image files, and expected/ with the pixels that a viewer shows",
+)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--brain-mri",
-        type=Path,
-        default=REPOSITORY.parent / "shared" / "data" / "brain_tumor_mri",
-        help="folder with train/ and test/ of real MRI slices, a folder a class",
-    )
-    parser.addoption(
-        "--label-files",
-        type=Path,
-        default=REPOSITORY.parent / "shared" / "field" / "labels",
-        help="folder of label files as spreadsheets write them, with their images in in/: 0.png to 3.png, malignant and"
-        " benign by turns, of patients P0 to P3",
-    )
-    parser.addoption(
-        "--pathological",
-        type=Path,
-        default=REPOSITORY.parent / "shared" / "field" / "pathological",
-        help="folder of broken and unusual image files, in a folder a kind",
-    )
-    parser.addoption(
-        "--field-pictures",
-        type=Path,
-        default=REPOSITORY.parent / "shared" / "field" / "pixels",
-        help="folder of image files in in/ and of what a viewer shows of them in expected/",
-    )
+    """Add an option for each folder of real files."""
+    for data in (BRAIN_MRI, LABEL_FILES, PATHOLOGICAL, FIELD_PICTURES):
+        default = REPOSITORY.parent / "shared" / data.default
+        parser.addoption(data.option, type=Path, default=default, help=f"folder of {data.content}: {data.layout}")
 
 
 @pytest.fixture(scope="session")
 def brain_mri(request: pytest.FixtureRequest) -> Path:
-    folder = request.config.getoption("--brain-mri")
-    if not folder.is_dir():
-        pytest.skip(f"real MRI slices are not at {folder}; give their folder with --brain-mri")
-    return folder
+    return BRAIN_MRI.find(request.config)
 
 
 @pytest.fixture(scope="session")
 def label_files(request: pytest.FixtureRequest) -> Path:
-    folder = request.config.getoption("--label-files")
-    if not folder.is_dir():
-        pytest.skip(f"label files of spreadsheets are not at {folder}; give their folder with --label-files")
-    return folder
+    return LABEL_FILES.find(request.config)
 
 
 @pytest.fixture(scope="session")
 def pathological(request: pytest.FixtureRequest) -> Path:
-    folder = request.config.getoption("--pathological")
-    if not folder.is_dir():
-        pytest.skip(f"broken and unusual files are not at {folder}; give their folder with --pathological")
-    return folder
+    return PATHOLOGICAL.find(request.config)
 
 
 @pytest.fixture(scope="session")
 def field_pictures(request: pytest.FixtureRequest) -> Path:
-    folder = request.config.getoption("--field-pictures")
-    if not folder.is_dir():
-        pytest.skip(f"odd files and their pictures are not at {folder}; give their folder with --field-pictures")
-    return folder
+    return FIELD_PICTURES.find(request.config)
 
 
 @pytest.fixture(scope="session")
 def starter_sam2():
+    """The SAM2 that the package ships."""
     from medfocus.pipeline.config import Config
     from medfocus.pipeline.models import model_files
     from medfocus.stages.weights import load_sam2
@@ -90,6 +106,7 @@ def starter_sam2():
 
 @pytest.fixture(scope="session")
 def starter_clip():
+    """The CLIP that the package ships."""
     from medfocus.pipeline.config import Config
     from medfocus.pipeline.models import model_files
     from medfocus.stages.weights import load_clip
@@ -100,6 +117,7 @@ def starter_clip():
 
 @pytest.fixture(scope="session")
 def starter_tokenizer():
+    """The tokenizer of the CLIP that the package ships."""
     from medfocus.pipeline.config import Config
     from medfocus.pipeline.models import model_files
     from medfocus.stages.weights import load_tokenizer
@@ -109,8 +127,10 @@ def starter_tokenizer():
 
 @pytest.fixture
 def biomedclip(tmp_path: Path) -> Path:
-    """A folder with the configuration that BiomedCLIP publishes, at full size; its BERT's architecture is
-    read from a folder instead of the hub, its vocabulary is short, and there are no weights."""
+    """A folder with the configuration that BiomedCLIP publishes, at full size but without weights.
+
+    The architecture of its BERT is read from a folder instead of the hub, and its vocabulary is short.
+    """
     from transformers import BertConfig, BertTokenizer
 
     BertConfig(vocab_size=30522).save_pretrained(tmp_path / "bert")
@@ -145,13 +165,14 @@ def biomedclip(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def s3_url() -> Iterator[str]:
+    """URL of an S3 server that all tests share."""
     with servers.s3() as url:
         yield url
 
 
 @pytest.fixture
 def s3(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
-    """Make a bucket; the environment points at the S3 server as a user's would."""
+    """A function that creates a bucket; the environment names the S3 server as a user's does."""
     for name, value in servers.s3_user(s3_url).items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("AWS_PROFILE", raising=False)
@@ -165,13 +186,14 @@ def s3(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
 
 @pytest.fixture(scope="session")
 def mlflow_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of an MLflow server that all tests share."""
     with servers.mlflow(tmp_path_factory.mktemp("mlflow")) as url:
         yield url
 
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """One local Ray for the tests of a process that stream."""
+    """One local Ray for all tests that run a stream in the process of pytest."""
     from medfocus.cluster.connect import connected
 
     with connected(None, os.cpu_count()):
@@ -180,7 +202,7 @@ def ray_session() -> Iterator[None]:
 
 @pytest.fixture
 def plain_user(tmp_path: Path) -> Iterator[None]:
-    """The test runs without root's right to read everything; what is below its folder belongs to it."""
+    """Run the test as a user without root's rights, who owns the test's folder."""
     if os.geteuid():
         yield
         return

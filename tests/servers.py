@@ -1,4 +1,4 @@
-"""Real servers for the tests: S3 (moto over HTTP) and MLflow, each a process on a free loopback port."""
+"""Servers for the tests: S3 (moto over HTTP), MLflow and an HTTP proxy, each a process on a free loopback port."""
 
 import os
 import socket
@@ -13,6 +13,7 @@ from pathlib import Path
 
 
 def free_port() -> int:
+    """A port on which nothing listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -20,7 +21,7 @@ def free_port() -> int:
 
 @contextmanager
 def s3(environment: Mapping[str, str] | None = None) -> Iterator[str]:
-    """An S3 server; yields its URL. ``environment`` is added to the process's own."""
+    """Run an S3 server; yields its URL. ``environment`` is added to the server's own."""
     port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     with _serving(command, f"http://127.0.0.1:{port}", environment or {}) as url:
@@ -28,7 +29,7 @@ def s3(environment: Mapping[str, str] | None = None) -> Iterator[str]:
 
 
 def s3_user(url: str) -> dict[str, str]:
-    """The environment of a user of an S3 server."""
+    """Environment variables of a user of an S3 server."""
     return {
         "AWS_ENDPOINT_URL": url,
         "AWS_ACCESS_KEY_ID": "testing",
@@ -40,19 +41,19 @@ def s3_user(url: str) -> dict[str, str]:
 
 @contextmanager
 def mlflow(folder: Path) -> Iterator[str]:
-    """An MLflow tracking server that keeps everything in a folder and serves the artifacts; yields its URL."""
+    """Run an MLflow tracking server with its database and artifacts in a folder; yields its URL."""
     port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
     command += ["--artifacts-destination", str(folder / "artifacts"), "--serve-artifacts"]
-    # Its runners of background jobs are processes of their own, which take as long to start as the server.
+    # Without the processes for background jobs, which take as long to start as the server.
     with _serving(command, f"http://127.0.0.1:{port}", {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}) as url:
         yield url
 
 
 @contextmanager
 def proxy(log: Path, user: str | None = None) -> Iterator[str]:
-    """An HTTP proxy that notes its requests in ``log``; yields its ``host:port``. ``user`` is ``name:password``."""
+    """Run an HTTP proxy that logs its requests to a file; yields its ``host:port``. ``user`` is ``name:password``."""
     port = free_port()
     command = [
         sys.executable,

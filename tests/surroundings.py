@@ -1,6 +1,6 @@
-"""Surroundings that a command may meet in a container: a user without an entry, small shared memory, a short umask.
+"""Runs commands as in a container: as a user without a passwd entry, with small shared memory and a strict umask.
 
-They are made in a mount namespace of its own, which takes root.
+Each command runs in a mount namespace of its own, which needs root.
 """
 
 import os
@@ -16,18 +16,19 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
-USER = 12345  # has no entry in the list of users
+USER = 12345  # a user id without an entry in /etc/passwd
 
 
 def skip_unless_possible() -> None:
+    """Skip the test where this machine does not allow mount namespaces."""
     tools = all(shutil.which(tool) for tool in ("unshare", "setpriv", "mount"))
     if os.geteuid() != 0 or not tools or subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
-        pytest.skip("another user and another /dev/shm need root, and a machine that lets it make mount namespaces")
+        pytest.skip("another user and another /dev/shm need root and mount namespaces")
 
 
 @contextmanager
 def folder() -> Iterator[Path]:
-    """A folder of the plain user; pytest's own may be read by its user only."""
+    """A folder of the plain user, who cannot read pytest's own folders."""
     path = Path(tempfile.mkdtemp(prefix="plain-", dir="/tmp"))
     os.chown(path, USER, USER)
     try:
@@ -36,9 +37,9 @@ def folder() -> Iterator[Path]:
         shutil.rmtree(path)
 
 
-def given(place: Path, source: Path) -> Path:
-    """A copy that the plain user may read, in the folder of that user."""
-    copy = place / "given"
+def copy_for_user(source: Path, folder: Path) -> Path:
+    """Copy a folder into one of the plain user, who may read the copy; its path."""
+    copy = folder / "copy"
     shutil.copytree(source, copy)
     for path in (copy, *copy.rglob("*")):
         os.chown(path, USER, USER)
@@ -53,20 +54,28 @@ def medfocus(
     umask: str = "077",
     shared_memory: str | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command as the plain user, with this environment and nothing else of ours."""
+    """Run a command of MedFocus as the plain user.
+
+    Args:
+        *arguments: the command and its arguments.
+        cwd: working folder.
+        environment: all environment variables, besides ``PATH`` and ``PYTHONPATH``.
+        umask: umask of the process.
+        shared_memory: size of ``/dev/shm``, such as ``64m``; the machine's own if None.
+    """
     command = ["umask", umask, "&&", "cd", shlex.quote(str(cwd)), "&&", "exec", "env", "-i"]
-    given = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(REPOSITORY), **environment}
-    command += [shlex.quote(f"{name}={value}") for name, value in given.items()]
+    variables = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(REPOSITORY), **environment}
+    command += [shlex.quote(f"{name}={value}") for name, value in variables.items()]
     command += [shlex.quote(sys.executable), "-m", "medfocus", *map(shlex.quote, arguments)]
-    lines = [*_opened(), *([f"mount -t tmpfs -o size={shared_memory} tmpfs /dev/shm"] if shared_memory else [])]
+    lines = [*_open_folders(), *([f"mount -t tmpfs -o size={shared_memory} tmpfs /dev/shm"] if shared_memory else [])]
     user = f"setpriv --reuid {USER} --regid {USER} --clear-groups bash -c {shlex.quote(' '.join(command))}"
     script = "\n".join(["set -e", "mount --make-rprivate /", *lines, f"exec {user}"])
     call = ["unshare", "-m", "bash", "-c", script]
     return subprocess.run(call, capture_output=True, text=True, timeout=300, check=False)
 
 
-def _opened() -> Iterator[str]:
-    """Shell lines that let others reach the interpreter and the checkout, where a folder above them is closed."""
+def _open_folders() -> Iterator[str]:
+    """Shell lines that let other users reach the interpreter and the checkout through closed parent folders."""
     needed = {Path(sys.base_prefix), Path(sys.prefix), REPOSITORY}
     closed = {above: path for path in needed for above in path.parents if not above.stat().st_mode & 0o001}
     kept = {path: Path(tempfile.gettempdir()) / f"kept-{number}" for number, path in enumerate(closed.values())}

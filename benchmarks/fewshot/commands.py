@@ -1,4 +1,4 @@
-"""The same budget through the project's own commands: train on the drawn rows, score and evaluate the test set."""
+"""One budget through the project's own commands: train on the drawn rows, score and evaluate the test set."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -14,22 +14,25 @@ from medfocus.pipeline.data import records
 from medfocus.pipeline.data.commit import FEATURES, RUN_FILE
 
 
-def by_commands(folder: Path, config: Config, drawn: Collection[str]) -> dict[str, Any]:
-    """What ``evaluate`` says of a model that ``train`` made of the drawn images.
+def run_commands(folder: Path, config: Config, drawn: Collection[str]) -> dict[str, Any]:
+    """Train on the drawn images, score and evaluate the test set.
 
     Args:
-        folder: with ``train-features`` and ``test-shards``, as ``prepare`` left it.
-        config: of the commands.
-        drawn: ``image_id`` of the images whose labels are given.
+        folder: holds ``train-features`` and ``test-shards``, which ``prepare`` has written.
+        config: the configuration of the commands.
+        drawn: ``image_id`` of the images whose labels the training gets.
+
+    Returns:
+        The result of ``evaluate``.
     """
     features = folder / "drawn-features"
     (features / FEATURES).mkdir(parents=True)
     (features / RUN_FILE).write_text((folder / "train-features" / RUN_FILE).read_text())
     for path in sorted((folder / "train-features" / FEATURES).glob("*.parquet")):
         table = pq.read_table(path)
-        given = table.filter(pc.is_in(table["image_id"], value_set=pa.array(list(drawn))))
-        if given.num_rows:
-            (features / FEATURES / path.name).write_bytes(records.encode(given))
-    trained = train.run(config, str(features), "fewshot")
-    score.run(config, str(folder / "test-shards"), str(folder / "out"), trained["model_uri"])
+        rows = table.filter(pc.is_in(table["image_id"], value_set=pa.array(list(drawn))))
+        if rows.num_rows:
+            (features / FEATURES / path.name).write_bytes(records.encode(rows))
+    model = train.run(config, str(features), "fewshot")["model_uri"]
+    score.run(config, str(folder / "test-shards"), str(folder / "out"), model)
     return evaluate.run(config, str(folder / "out"), str(folder / "test-shards"))

@@ -1,4 +1,4 @@
-"""Rows of an archive as the methods see them."""
+"""The rows of a data set as the methods get them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,12 +8,20 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Examples:
-    """N images.
+    """N images with their features.
 
-    Each view of the image (``whole``, ``masked``, ``overlay``, ``crop``) has been through CLIP's lower part. It is kept
-    as CLS float32 [N, D] and the frozen tower's ``memory`` float32 [N, blocks, 2, heads, L-1, D / heads] above the cut
-    (``stages.tower.CachedTokens``), and as ``embeddings``, through all of the frozen tower, float32 [N, E], each of
-    length 1. ``focus`` is the share of each patch that the focus mask covers, float16 [N, L-1].
+    A view is a version of the image: ``whole``, ``masked``, ``overlay`` or ``crop``. Its tokens have passed CLIP's
+    blocks below the cut, and are kept as ``stages.tower.CachedTokens`` keeps them.
+
+    Args:
+        image_id: string [N].
+        label: string [N].
+        patient: string [N].
+        focus: share of each patch that the focus mask covers, float16 [N, L-1].
+        cls: CLS token at the cut of each view, float32 [N, D].
+        memory: keys and values of the frozen blocks above the cut, of each view, float32
+            [N, blocks, 2, heads, L-1, D / heads].
+        embeddings: output of the frozen tower for each view, float32 [N, E], of length 1.
     """
 
     image_id: np.ndarray
@@ -28,7 +36,7 @@ class Examples:
         return len(self.image_id)
 
     def take(self, rows: np.ndarray | Sequence[int]) -> "Examples":
-        """The rows of the given indices, in their order."""
+        """The rows with these indices, in their order."""
 
         def of(views: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             return {view: column[rows] for view, column in views.items()}

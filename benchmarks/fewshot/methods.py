@@ -1,7 +1,7 @@
-"""The methods that are compared, each over stored features and whatever the backbone.
+"""The methods that the benchmark compares. Each works on stored features, with any backbone.
 
-A method is fitted to a few labelled examples and gives logits of others. Its settings are the same for every data set
-and every number of labels; they were chosen on phantoms that no comparison uses.
+A method is fitted to a few labelled examples and gives class logits of others. Its settings are the same for every data
+set and every number of labels. They were chosen on phantoms of other seeds than those of the comparison.
 """
 
 import math
@@ -21,7 +21,7 @@ from medfocus.stages.prompted_clip import PromptedCLIP
 from medfocus.stages.tower import CachedTokens
 from medfocus.stages.tuning import TrainingBatch, anneal, train_epoch
 
-# Only where its features are there.
+# Takes part only where its features are available.
 ANCHOR = "linear probe, EfficientNet-Lite0 of ImageNet"
 TEMPLATES = (
     "a medical image showing {}",
@@ -33,7 +33,14 @@ TEMPLATES = (
 
 @dataclass(frozen=True)
 class Task:
-    """What all methods are given: the frozen CLIP with its tokenizer, the classes and where the features were cut."""
+    """What all methods share.
+
+    Args:
+        clip: the frozen open_clip model.
+        tokenizer: its tokenizer.
+        classes: names of the classes, in the order of the logits.
+        cut: number of blocks below the cut.
+    """
 
     clip: Any
     tokenizer: Any
@@ -51,16 +58,17 @@ class Task:
 
     @property
     def scale(self) -> float:
-        """What CLIP multiplies cosines with."""
+        """The factor that CLIP multiplies cosines with."""
         return float(self.clip.logit_scale.exp())
 
 
 class Method(Protocol):
-    """Fitted once, then asked."""
+    """A classifier that is fitted once; ``masks`` says whether it uses the focus masks."""
 
     masks: bool
 
-    def fit(self, task: Task, examples: Examples, seed: int) -> None: ...
+    def fit(self, task: Task, examples: Examples, seed: int) -> None:
+        """Fit to labelled examples."""
 
     def logits(self, examples: Examples) -> np.ndarray:
         """Class logits float [N, C]."""
@@ -68,16 +76,18 @@ class Method(Protocol):
 
 @dataclass
 class ZeroShot:
-    """CLIP's own answer: no label is looked at."""
+    """CLIP's zero-shot classification, which uses no label."""
 
     view: str = "whole"
     masks: bool = False
 
     def fit(self, task: Task, examples: Examples, seed: int) -> None:
+        """Embed the class names; the labels are not used."""
         self.task = task
         self.text = task.text()
 
     def logits(self, examples: Examples) -> np.ndarray:
+        """Class logits float [N, C]."""
         return self.task.scale * examples.embeddings[self.view] @ self.text.T
 
 
@@ -90,6 +100,7 @@ class LinearProbe:
     inverse_penalty: float = 0.1
 
     def fit(self, task: Task, examples: Examples, seed: int) -> None:
+        """Fit to labelled examples."""
         self.scaler = StandardScaler().fit(examples.embeddings[self.view])
         targets = examples.targets(task.classes)
         self.model = LogisticRegression(C=self.inverse_penalty, max_iter=2000)
@@ -97,8 +108,9 @@ class LinearProbe:
         self.count = len(task.classes)
 
     def logits(self, examples: Examples) -> np.ndarray:
+        """Class logits float [N, C]."""
         known = self.model.predict_log_proba(self.scaler.transform(examples.embeddings[self.view]))
-        out = np.full((len(examples), self.count), -30.0)  # a class that no label named
+        out = np.full((len(examples), self.count), -30.0)  # for a class without a label
         out[:, self.model.classes_] = known
         return out
 
@@ -107,8 +119,8 @@ class LinearProbe:
 class TextInformedProbe:
     """LP++ (arXiv 2404.02285): class weights ``w + alpha * text``, by block coordinate descent.
 
-    The steps are those of its Lipschitz constants, the start its data-driven one: prototypes for ``w``, their mean
-    agreement with the text for ``alpha``.
+    Step sizes are from the paper's Lipschitz constants. The start is the paper's data-driven one: class prototypes for
+    ``w``, and for ``alpha`` their mean agreement with the text.
     """
 
     view: str = "whole"
@@ -117,6 +129,7 @@ class TextInformedProbe:
     prior: float = 250.0
 
     def fit(self, task: Task, examples: Examples, seed: int) -> None:
+        """Fit to labelled examples."""
         x = torch.from_numpy(examples.embeddings[self.view].astype(np.float64))
         y = torch.from_numpy(examples.targets(task.classes))
         text = torch.from_numpy(task.text().astype(np.float64))
@@ -137,12 +150,13 @@ class TextInformedProbe:
         self.weight = (w + alpha[:, None] * text).numpy()
 
     def logits(self, examples: Examples) -> np.ndarray:
+        """Class logits float [N, C]."""
         return examples.embeddings[self.view] @ self.weight.T
 
 
 @dataclass
 class CacheModel:
-    """Tip-Adapter-F (arXiv 2207.09519): CLIP's logits plus those of the nearest labelled images, whose keys learn."""
+    """Tip-Adapter-F (arXiv 2207.09519): CLIP's logits plus those of near labelled images, whose keys are learned."""
 
     view: str = "whole"
     masks: bool = False
@@ -152,6 +166,7 @@ class CacheModel:
     learning_rate: float = 1e-3
 
     def fit(self, task: Task, examples: Examples, seed: int) -> None:
+        """Fit to labelled examples."""
         torch.manual_seed(seed)
         x = torch.from_numpy(examples.embeddings[self.view].astype(np.float32))
         y = torch.from_numpy(examples.targets(task.classes))
@@ -173,12 +188,13 @@ class CacheModel:
 
     @torch.no_grad()
     def logits(self, examples: Examples) -> np.ndarray:
+        """Class logits float [N, C]."""
         return self._logits(torch.from_numpy(examples.embeddings[self.view].astype(np.float32))).numpy()
 
 
 @dataclass
 class PromptTuning:
-    """The project's own model and loss, with any of its learned parts, on any view of the image."""
+    """The project's own model and loss, with a choice of its learned parts and of the view of the image."""
 
     focus: str = "none"
     visual_prompts: int = 4
@@ -196,6 +212,7 @@ class PromptTuning:
     model: PromptedCLIP | None = field(default=None, init=False)
 
     def fit(self, task: Task, examples: Examples, seed: int) -> None:
+        """Fit to labelled examples."""
         torch.manual_seed(seed)
         settings = PromptSettings(
             classes=task.classes,
@@ -212,8 +229,8 @@ class PromptTuning:
         target = torch.from_numpy(examples.targets(task.classes))
         epochs = max(1, min(self.epochs, self.most_steps // math.ceil(len(target) / self.batch_size)))
 
-        def logits(shown: TrainingBatch) -> torch.Tensor:
-            return model.logits(*model(shown.whole, shown.focus, shown.region))
+        def logits(batch: TrainingBatch) -> torch.Tensor:
+            return model.logits(*model(batch.whole, batch.focus, batch.region))
 
         for epoch in range(epochs):
             anneal(optimizer, epoch / epochs)
@@ -224,6 +241,7 @@ class PromptTuning:
 
     @torch.inference_mode()
     def logits(self, examples: Examples) -> np.ndarray:
+        """Class logits float [N, C]."""
         model = self.model
         assert model is not None
         text = model.text_embedding()
@@ -242,7 +260,7 @@ class PromptTuning:
 
 
 def all_methods() -> dict[str, Method]:
-    """Every method of the table, unfitted, by its name; none is fitted twice."""
+    """A new, unfitted instance of every method, by its name in the table."""
     return {
         "zero-shot, several templates": ZeroShot(),
         "linear probe": LinearProbe(),

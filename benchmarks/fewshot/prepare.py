@@ -1,4 +1,8 @@
-"""From images to examples, by the project's own commands: pack, embed, and what they wrote."""
+"""Turns images into examples, with the project's own ``pack`` and ``embed``.
+
+Commands write masks and tokens; here the views that only other methods need are added, and every view is passed through
+the frozen tower.
+"""
 
 import json
 import sys
@@ -16,6 +20,7 @@ from PIL import Image
 
 from benchmarks.fewshot import anchor
 from benchmarks.fewshot.examples import Examples
+from benchmarks.frozen_clip import load_frozen_clip
 from medfocus.pipeline.commands import embed, pack
 from medfocus.pipeline.config import Config
 from medfocus.pipeline.models import model_files
@@ -23,19 +28,26 @@ from medfocus.stages.decode import Decode
 from medfocus.stages.embed import Embed
 from medfocus.stages.masks import bounding_box, cover, decode_mask, encode_mask, main_piece, square_about
 from medfocus.stages.tower import ImageTower
-from medfocus.stages.weights import load_clip, load_tokenizer
 
-# Of neither training, demo nor the starter's own benchmark.
+# Used by neither training nor demo, nor by the starter's own benchmark.
 SEED = 3_000_000
 TRAINING, TEST = 600, 400
-# How strongly a region's colour is laid over the image, and how much of its side a crop shows around a region.
+# Opacity of the colour over a region, and margin of a crop around a region, relative to the region's side.
 _OPACITY, _MARGIN = 0.35, 0.15
 _COLOUR = (255, 0, 0)
 
 
 @dataclass(frozen=True)
 class Data:
-    """A data set, embedded: examples to draw labels from and to test on; and, where it is known, with true masks."""
+    """A data set with its features.
+
+    Args:
+        name: ``phantoms-hard``, ``phantoms-easy`` or a folder.
+        training: examples to draw labels from.
+        test: examples to test on.
+        training_true: the training examples with true masks instead of SAM2's; None where these are not known.
+        test_true: the test examples with true masks.
+    """
 
     name: str
     training: Examples
@@ -46,23 +58,37 @@ class Data:
 
 @dataclass(frozen=True)
 class Backbone:
-    """The frozen CLIP of a configuration, and the side of the images that it shares with SAM2, in pixels."""
+    """The frozen models of a configuration.
+
+    Args:
+        clip: the open_clip model.
+        tokenizer: its tokenizer.
+        tower: its image tower, cut as configured.
+        image_size: side in pixels of decoded images, which SAM2 and CLIP share.
+    """
 
     clip: Any
     tokenizer: Any
     tower: ImageTower
-    decoded: int
+    image_size: int
 
     @classmethod
     def of(cls, config: Config) -> "Backbone":
-        source = model_files.resolve_clip(config.clip, config.storage)
-        clip = load_clip(source.model, source.checkpoint, source.preprocess)
-        decoded = model_files.image_size(config.segment, config.storage)
-        return cls(clip, load_tokenizer(source.model), ImageTower(clip, config.clip.cut).eval(), decoded)
+        """Load the models."""
+        clip, tokenizer = load_frozen_clip(config)
+        size = model_files.image_size(config.segment, config.storage)
+        return cls(clip, tokenizer, ImageTower(clip, config.clip.cut).eval(), size)
 
 
 def prepare(data: str, config: Config, backbone: Backbone, folder: Path) -> Data:
-    """Make the examples of ``phantoms-hard``, ``phantoms-easy``, or a folder with ``train/`` and ``test/``."""
+    """Pack and embed a data set, and make its examples.
+
+    Args:
+        data: ``phantoms-hard``, ``phantoms-easy``, or a folder with ``train/`` and ``test/``, a folder for each class.
+        config: the configuration of the commands.
+        backbone: the models of the configuration.
+        folder: where shards and features are written.
+    """
     preset = data.removeprefix("phantoms-")
     parts: dict[str, Examples] = {}
     true_parts: dict[str, Examples] = {}
@@ -83,20 +109,26 @@ def prepare(data: str, config: Config, backbone: Backbone, folder: Path) -> Data
 
 
 def _examples(features: Path, source: Path, backbone: Backbone, true_masks: Path | None) -> Examples:
-    """The rows of a feature prefix with every view of them; with the true masks, if given, in place of SAM2's."""
-    files = sorted((features / "features").glob("*.parquet"))
-    table = pq.ParquetDataset(files).read()
+    """The rows of a prefix of features with all of their views.
+
+    Args:
+        features: what ``embed`` wrote.
+        source: folder of the images.
+        backbone: the frozen models.
+        true_masks: folder of masks to take instead of SAM2's.
+    """
+    table = pq.ParquetDataset(sorted((features / "features").glob("*.parquet"))).read()
     names = table["image_id"].to_pylist()
     if true_masks is None:
-        found = [decode_mask(mask["counts"], *mask["size"]) for mask in table["mask"].to_pylist()]
+        stored_masks = [decode_mask(mask["counts"], *mask["size"]) for mask in table["mask"].to_pylist()]
     else:
-        found = [np.asarray(Image.open(true_masks / name)) > 0 for name in names]
-    pixels = _decode([source / name for name in names], backbone.decoded)
-    masks = np.stack([cover(mask, *pixels.shape[1:3]) > 0.5 for mask in found])
+        stored_masks = [np.asarray(Image.open(true_masks / name)) > 0 for name in names]
+    pixels = _decode([source / name for name in names], backbone.image_size)
+    masks = np.stack([cover(mask, *pixels.shape[1:3]) > 0.5 for mask in stored_masks])
     tokens, focus = _embed(pixels, masks, backbone.tower)
     tokens["overlay"] = _lower(lay_over(pixels, masks), backbone.tower)
     tokens["crop"] = _lower(crop(pixels, masks), backbone.tower)
-    if true_masks is None:  # what embed itself wrote is what is compared
+    if true_masks is None:  # what embed wrote is what the comparison is about
         tokens["whole"] = _tensors(table, "tokens")
         tokens["masked"] = _tensors(table, "region_tokens")
         focus = _tensors(table, "focus")
@@ -117,7 +149,14 @@ def _examples(features: Path, source: Path, backbone: Backbone, true_masks: Path
 def examples(
     tokens: dict[str, np.ndarray], tower: ImageTower, imagenet: np.ndarray | None = None, **columns: np.ndarray
 ) -> Examples:
-    """Examples of tokens float16 [N, L, D] of each view, taken as far as nothing is learned; and the anchor's."""
+    """Pass tokens through the frozen blocks above the cut.
+
+    Args:
+        tokens: tokens at the cut of each view, float16 [N, L, D].
+        tower: the frozen tower.
+        imagenet: embeddings of the anchor, float32 [N, 1280].
+        **columns: the other fields of ``Examples``.
+    """
     upper = {view: _upper(values, tower) for view, values in tokens.items()}
     cls, memory, embeddings = ({view: parts[index] for view, parts in upper.items()} for index in range(3))
     if imagenet is not None:
@@ -138,12 +177,15 @@ def _decode(paths: Sequence[Path], size: int) -> np.ndarray:
         "media_type": np.array([media[path.suffix.lower()] for path in paths], object),
     }
     out = Decode(size=size, max_pixels=10**8)(batch)
-    assert not any(out["error"])  # embed has kept them
+    assert not any(out["error"])  # embed has decoded the same files
     return np.broadcast_to(out["pixels"], (*out["pixels"].shape[:3], 3))
 
 
 def _embed(pixels: np.ndarray, masks: np.ndarray, tower: ImageTower) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Whole and region tokens and focus, by the project's own stage; the best region is the mask's largest piece."""
+    """Tokens of the image and of the region, float16 [N, L, D], and focus, float16 [N, L-1], by the stage ``Embed``.
+
+    The region is the largest piece of the mask.
+    """
     count, side = len(pixels), pixels.shape[1]
     batch = {
         "image_id": np.array([str(index) for index in range(count)], object),
@@ -159,14 +201,24 @@ def _embed(pixels: np.ndarray, masks: np.ndarray, tower: ImageTower) -> tuple[di
 
 
 def lay_over(pixels: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """Images uint8 [N, S, S, 3] with the regions of masks bool [N, S, S] tinted, as MedFocusCLIP shows them to CLIP."""
+    """Tint the regions of masks, as MedFocusCLIP (arXiv 2501.03839) shows them to CLIP.
+
+    Args:
+        pixels: images, uint8 [N, S, S, 3].
+        masks: bool [N, S, S].
+    """
     tint = np.array(_COLOUR, np.float32)
-    laid = np.where(masks[..., None], (1 - _OPACITY) * pixels + _OPACITY * tint, pixels)
-    return laid.round().astype(np.uint8)
+    tinted = np.where(masks[..., None], (1 - _OPACITY) * pixels + _OPACITY * tint, pixels)
+    return tinted.round().astype(np.uint8)
 
 
 def crop(pixels: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """The square about each mask with a margin, uint8 [N, S, S, 3]; all of the image where the mask is empty."""
+    """Enlarge the square around each mask, with a margin; the whole image where the mask is empty.
+
+    Args:
+        pixels: images, uint8 [N, S, S, 3].
+        masks: bool [N, S, S].
+    """
     out = np.empty_like(pixels)
     size = pixels.shape[1]
     for index, mask in enumerate(masks):
@@ -184,16 +236,15 @@ def _lower(pixels: np.ndarray, tower: ImageTower) -> np.ndarray:
 
 @torch.inference_mode()
 def _upper(tokens: np.ndarray, tower: ImageTower) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """CLS at the cut, the memory above it and the embeddings of tokens that leave the lower part."""
-    made = []
+    """CLS at the cut, the cached keys and values above it, and the embeddings of tokens at the cut."""
+    parts = []
     for part in torch.from_numpy(tokens).split(64):
-        remembered = tower.cache_tokens(part.float())
-        embedded = F.normalize(tower.upper(remembered), dim=-1)
-        made.append((remembered.cls, remembered.memory, embedded))
-    cls, memory, embeddings = (torch.cat(column).numpy() for column in zip(*made, strict=True))
+        cached = tower.cache_tokens(part.float())
+        parts.append((cached.cls, cached.keys_values, F.normalize(tower.upper(cached), dim=-1)))
+    cls, memory, embeddings = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
     return cls, memory, embeddings
 
 
 def write_labels(path: Path, drawn: dict[str, dict[str, list[str]]]) -> None:
-    """Keep which images' labels each budget and seed gave, as JSON."""
+    """Write the ``image_id`` of the labels of each budget and seed, as JSON."""
     path.write_text(json.dumps(drawn, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""Which labels a method may see, and how its answers are judged."""
+"""Which labels a method gets, and how its predictions are evaluated."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,10 +18,14 @@ FOLDS = 3
 
 @dataclass(frozen=True)
 class Budget:
-    """How many labels: a share of all, in the classes' own proportions, or shots of each class.
+    """How many labels a method gets.
 
-    ``natural`` shots are as many labels in all, drawn without regard to the class but one of each: as imbalanced as
-    the source.
+    Args:
+        name: the text that describes it, such as ``5%`` or ``4 shots, natural``.
+        share: labels of each class, relative to all labels of the class.
+        shots: labels of each class.
+        natural: draw as many labels in all without regard to the class, but at least one of each, so that they are as
+            imbalanced as the source.
     """
 
     name: str
@@ -31,10 +35,10 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str) -> "Budget":
-        """``5%``, ``4 shots`` or ``4 shots, natural``.
+        """Read a budget from ``5%``, ``4 shots`` or ``4 shots, natural``.
 
         Raises:
-            ValueError: it is none of them.
+            ValueError: the text has another form.
         """
         amount, _, rest = text.partition(" ")
         if text.endswith("%"):
@@ -44,7 +48,16 @@ class Budget:
         raise ValueError(f"budget {text!r}: expected 5%, '4 shots' or '4 shots, natural'")
 
     def draw(self, labels: Sequence[str], patients: Sequence[str], seed: int) -> list[int]:
-        """Indices of the labels that are given, whole patients first to last in a random order."""
+        """Choose labels, patient by patient in a random order.
+
+        Args:
+            labels: the class of each row.
+            patients: the patient of each row.
+            seed: seed of the random order.
+
+        Returns:
+            Indices of the chosen rows, ascending.
+        """
         random = np.random.default_rng(seed)
         names, order = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
         rank = random.permutation(len(names))[order]
@@ -70,9 +83,18 @@ class Budget:
 
 
 def cross_fitted_temperature(new: Callable[[], Method], task: Task, examples: Examples, seed: int) -> float:
-    """The temperature of logits that each third of the budget's labels gets from the other two, patients kept whole.
+    """Fit the temperature of a method's logits by cross-validation over its own labels.
 
-    1 where a class has one label only: then nothing can be held out.
+    Each of three folds gets its logits from a method fitted to the others. No patient is in two folds.
+
+    Args:
+        new: makes an unfitted method.
+        task: what all methods share.
+        examples: the labelled examples.
+        seed: seed of the folds and of the fits.
+
+    Returns:
+        The temperature; 1 where a class has a single label, so that nothing can be held out.
     """
     targets = examples.targets(task.classes)
     folds = min(FOLDS, int(np.bincount(targets)[np.unique(targets)].min()))
@@ -80,22 +102,32 @@ def cross_fitted_temperature(new: Callable[[], Method], task: Task, examples: Ex
         return 1.0
     held_out = np.zeros((len(targets), len(task.classes)))
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    for training, other in splitter.split(targets, targets, examples.patient):
+    for training, held in splitter.split(targets, targets, examples.patient):
         method = new()
         method.fit(task, examples.take(training), seed)
-        held_out[other] = method.logits(examples.take(other))
+        held_out[held] = method.logits(examples.take(held))
     return fit_temperature(held_out, targets)
 
 
-def judge(logits: np.ndarray, degree: float, targets: np.ndarray, classes: tuple[str, ...]) -> dict[str, float]:
-    """The figures of one method on the test rows, as ``evaluate`` has them; ``degree`` is its temperature."""
-    chances = softmax(logits / degree, axis=1)
-    everyone = np.ones(len(targets), bool)
-    judged = EvaluationSet(targets, chances, accepted=everyone, patients=np.arange(len(targets)), classes=classes)
-    values = {name: entry["value"] for name, entry in measure(judged, resamples=1, bins=15, seed=0).items()}
+def evaluate_logits(
+    logits: np.ndarray, temperature: float, targets: np.ndarray, classes: tuple[str, ...]
+) -> dict[str, float]:
+    """Metrics of one method on the test rows, as the command ``evaluate`` computes them.
+
+    Args:
+        logits: float [N, C].
+        temperature: divides the logits.
+        targets: index of the class, int64 [N].
+        classes: names of the classes.
+    """
+    probabilities = softmax(logits / temperature, axis=1)
+    accepted, patients = np.ones(len(targets), bool), np.arange(len(targets))
+    test_set = EvaluationSet(targets, probabilities, accepted=accepted, patients=patients, classes=classes)
+    predicted = probabilities.argmax(1)
+    values = {name: entry["value"] for name, entry in measure(test_set, resamples=1, bins=15, seed=0).items()}
     return {
         "accuracy": values["accuracy"],
-        "macro_f1": f1_score(targets, chances.argmax(1), average="macro", labels=range(len(classes)), zero_division=0),
+        "macro_f1": f1_score(targets, predicted, average="macro", labels=range(len(classes)), zero_division=0),
         "macro_auroc": values["macro_auroc"],
         "sensitivity": float(np.mean([values[f"sensitivity/{name}"] for name in classes])),
         "specificity": float(np.mean([values[f"specificity/{name}"] for name in classes])),

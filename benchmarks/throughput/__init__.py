@@ -1,1 +1,1 @@
-"""Images a second: the models alone, the pipeline around them, and other ways to do the same."""
+"""Images a second of ``score``, of its models alone, and of other programs that do the same."""

@@ -1,10 +1,16 @@
-"""``python -m benchmarks.throughput``: images a second of ``score``, of its models alone, and of other ways.
+"""Images a second of ``score``, of its models alone, and of other programs.
 
-Each way runs in a process of its own over the first of the same shards, with the same weights. The speed is counted
-between its first and its last batch (``score``: its first and its last commits), so that loading counts for none; the
-seconds are those of the whole process. The models alone are measured before and after ``score``, since the machine's
-own speed drifts; where it drifts far, the run says nothing of the share and counts as missed. Memory is the peak of
-what the process and all that it started hold each for itself. Prints the table and exits 1 where a target is missed.
+Usage: ``python -m benchmarks.throughput [--models starter|full] [--images N]`` (13 and 15 minutes)
+
+Each program runs in a process of its own over the first of the same shards, with the same weights. Its speed counts
+from its first batch to its last one, for ``score`` from its first commits to its last one, so that loading does not
+count. The seconds are those of the whole process. Memory is the peak of what the process and its descendants hold apart
+from shared pages. Prints a table with one row for each program, then each target with ``met`` or ``MISSED``; the exit
+code is 1 where one is missed.
+
+The models alone are measured before and after ``score``, since the speed of the machine drifts. Where it drifts by
+more than 15 %, the share that ``score`` reaches is no evidence, and the run counts as missed. ``--models starter``
+needs Daft: ``pip install 'medfocus[peers]'``.
 """
 
 import argparse
@@ -28,17 +34,17 @@ import psutil
 import pyarrow.parquet as pq
 from PIL import Image
 
-from benchmarks.memory import held
+from benchmarks.memory import private_memory
 from benchmarks.starter import Cover, covering, iou
-from benchmarks.throughput.full import write_full_size
-from benchmarks.throughput.work import ROWS_PER_SHARD, Workload, actors, prepare
+from benchmarks.throughput.full_size import write_full_size
+from benchmarks.throughput.workload import ROWS_PER_SHARD, Workload, actor_count, prepare
 from medfocus.pipeline.data.manifest import read_manifest, write_manifest
 from medfocus.pipeline.data.storage import locate
 from medfocus.stages.masks import decode_mask
 from tests import servers
-from tests.faults.injection import Scoring, ended
+from tests.faults.injection import ScoreCommand, wait_for_result
 
-# Images that each way is given, as a share of those that score gets; two shards at least.
+# Images that each program gets, relative to those of ``score``; two shards at least.
 SHARES = {
     "ceiling": 0.12,  # each time
     "score": 1.0,
@@ -49,8 +55,8 @@ SHARES = {
     "predictor": 0.04,
     "generator": 0.016,
 }
-# Full-size models take seconds an image on CPUs; how their time compares with other ways' is no other question there.
-WAYS = {
+# Programs in their order. Full-size models take seconds an image on CPUs: only the ceiling is compared.
+PROGRAMS = {
     "starter": ("ceiling", "score", "ceiling", "score-s3", "dataloader", "ray", "daft", "predictor", "generator"),
     "full": ("ceiling", "score", "ceiling"),
 }
@@ -65,181 +71,210 @@ TITLES = {
     "predictor": "loop with SAM2ImagePredictor, the same points",
     "generator": "loop with SAM2AutomaticMaskGenerator",
 }
-OF_CEILING = {"starter": 0.85, "full": 0.95}
-# How many times as fast as each other way score must be.
-OVER = {"predictor": 1.5, "generator": 10.0, "dataloader": 1.0, "ray": 1.0, "daft": 1.0}
-SAME_MASKS, SAME_LABELS = 0.99, 0.995
-# By how much of the slower the models alone may be faster at one time than at another, that a share of them says much.
-DRIFT = 0.15
+# Smallest speed of ``score``, relative to the models alone and to each other program.
+MIN_OF_CEILING = {"starter": 0.85, "full": 0.95}
+MIN_OF_PROGRAM = {"predictor": 1.5, "generator": 10.0, "dataloader": 1.0, "ray": 1.0, "daft": 1.0}
+MIN_IOU, MIN_SAME_LABELS = 0.99, 0.995
+# Largest relative difference between the measurements of the models alone.
+MAX_DRIFT = 0.15
 # Seconds between readings of memory.
 PAUSE = 5
+# What a program says of an image: its mask, bool [h, w], and its label.
+Answers = Mapping[str, tuple[np.ndarray, str]]
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One way: images between its first and its last batch, the seconds for them and for all, and peak memory."""
+class Measurement:
+    """Speed and memory of one program.
+
+    Args:
+        images: number of images between its first and its last batch.
+        seconds: time between its first and its last batch.
+        total_seconds: time of the whole process.
+        mebibytes: peak memory of the process and its descendants.
+    """
 
     images: int
     seconds: float
-    whole: float
+    total_seconds: float
     mebibytes: int
 
     @property
     def speed(self) -> float:
+        """Images a second."""
         return self.images / self.seconds
 
-    def __add__(self, other: "Measured") -> "Measured":
-        return Measured(
+    def __add__(self, other: "Measurement") -> "Measurement":
+        return Measurement(
             self.images + other.images,
             self.seconds + other.seconds,
-            self.whole + other.whole,
+            self.total_seconds + other.total_seconds,
             max(self.mebibytes, other.mebibytes),
         )
 
 
-def watched(process: subprocess.Popen[str]) -> tuple[dict[str, Any], float, int]:
-    """What a process answers, the seconds until it ends, and the peak MiB of it and all that it started."""
-    started, most = time.monotonic(), 0
+def watch(process: subprocess.Popen[str]) -> tuple[dict[str, Any], float, int]:
+    """Wait for a process; its JSON result, its seconds, and the peak MiB of it and its descendants."""
+    started, peak = time.monotonic(), 0
     while process.poll() is None:
-        most = max(most, sum(size for _, _, size in held(psutil.Process(process.pid))))
+        peak = max(peak, sum(size for _, _, size in private_memory(psutil.Process(process.pid))))
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(PAUSE)
-    return ended(process), time.monotonic() - started, most >> 20
+    return wait_for_result(process), time.monotonic() - started, peak >> 20
 
 
-def of_way(way: str, work: Workload, count: int) -> Measured:
-    command = [sys.executable, "-m", "benchmarks.throughput.ways", way, str(work.folder), str(count)]
+def measure_baseline(baseline: str, workload: Workload, count: int) -> Measurement:
+    """Run a program of ``benchmarks.throughput.baselines`` over the first ``count`` images."""
+    command = [sys.executable, "-m", "benchmarks.throughput.baselines", baseline, str(workload.folder), str(count)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    answer, whole, most = watched(process)
-    return Measured(answer["images"], answer["seconds"], whole, most)
+    result, seconds, peak = watch(process)
+    return Measurement(result["images"], result["seconds"], seconds, peak)
 
 
-def scoring(way: str, work: Workload, shards: str) -> Scoring:
-    """``medfocus score`` as a user calls it; its output is on disk."""
-    return Scoring(shards, str(work.folder / way), str(work.model), work.settings)
+def score_command(name: str, workload: Workload, shards: str) -> ScoreCommand:
+    """``medfocus score`` as a user calls it; its output is the local folder ``name``."""
+    return ScoreCommand(shards, str(workload.folder / name), str(workload.model), workload.settings)
 
 
-def of_score(way: str, work: Workload, shards: str) -> Measured:
-    answer, whole, most = watched(scoring(way, work, shards).start())
-    moments = sorted(path.stat().st_mtime for path in (work.folder / way / "predictions").iterdir())
-    first = actors()  # shards that were begun together; what follows takes the actors' whole time
-    return Measured(answer["scored"] - first * ROWS_PER_SHARD, moments[-1] - moments[first - 1], whole, most)
+def measure_score(name: str, workload: Workload, shards: str) -> Measurement:
+    """Run ``score`` over shards, from a path or URI, with the local output folder ``name``."""
+    result, seconds, peak = watch(score_command(name, workload, shards).start())
+    commits = sorted(path.stat().st_mtime for path in (workload.folder / name / "predictions").iterdir())
+    # The first shard of each actor began at the same time. After that the commits show the actors' full speed.
+    actors = actor_count()
+    return Measurement(result["scored"] - actors * ROWS_PER_SHARD, commits[-1] - commits[actors - 1], seconds, peak)
 
 
-def found_by_score(work: Workload) -> dict[str, tuple[np.ndarray, str]]:
-    """Mask and label of each image."""
-    rows = scoring("score", work, str(work.shards)).rows("predictions")
+def score_answers(workload: Workload) -> Answers:
+    """Mask and label of each image in the output of ``score``."""
+    rows = score_command("score", workload, str(workload.shards)).rows("predictions")
     return {row["image_id"]: (decode_mask(row["mask"]["counts"], *row["mask"]["size"]), row["label"]) for row in rows}
 
 
-def found_by(way: str, work: Workload) -> dict[str, tuple[np.ndarray, str]]:
-    rows = pq.read_table(work.folder / f"{way}.parquet").to_pylist()
+def baseline_answers(baseline: str, workload: Workload) -> Answers:
+    """Mask and label of each image in the output of another program."""
+    rows = pq.read_table(workload.folder / f"{baseline}.parquet").to_pylist()
     return {
         row["image_id"]: (decode_mask(row["mask_counts"], row["height"], row["width"]), row["label"]) for row in rows
     }
 
 
-def cover(found: Mapping[str, tuple[np.ndarray, str]], work: Workload) -> Cover:
-    """How the masks that were found cover the lesions."""
-    truth = {name: Image.open(work.folder / "phantoms" / "masks" / name) for name in found}
+def cover(answers: Answers, workload: Workload) -> Cover:
+    """How the masks of a program cover the lesions."""
+    truth = {name: Image.open(workload.folder / "phantoms" / "masks" / name) for name in answers}
     sides = {name: image.size for name, image in truth.items()}
-    masks = [np.asarray(Image.fromarray(mask).resize(sides[name])) for name, (mask, _) in found.items()]
+    masks = [np.asarray(Image.fromarray(mask).resize(sides[name])) for name, (mask, _) in answers.items()]
     return covering(masks, [np.asarray(image) > 0 for image in truth.values()])
 
 
-def uploaded(work: Workload, count: int) -> str:
-    """The first shards on S3."""
+def upload(workload: Workload, count: int) -> str:
+    """Copy the first shards, with a manifest, to S3; their URI."""
     client = boto3.client("s3", region_name="us-east-1")
     client.create_bucket(Bucket="throughput")
-    files = work.files(count)
+    files = workload.files(count)
     for file in files:
         client.upload_file(str(file), "throughput", f"shards/{file.name}")
-    own = locate(str(work.shards), work.config.storage)
     names = {file.name for file in files}
-    shards = "s3://throughput/shards"
-    write_manifest(
-        locate(shards, work.config.storage), [shard for shard in read_manifest(own).shards if shard.name in names]
-    )
-    return shards
+    manifest = read_manifest(locate(str(workload.shards), workload.config.storage))
+    entries = [entry for entry in manifest.shards if entry.name in names]
+    write_manifest(locate("s3://throughput/shards", workload.config.storage), entries)
+    return "s3://throughput/shards"
 
 
-def measure(work: Workload, models: str, count: int) -> dict[str, list[Measured]]:
-    """All ways, one after the other; some come more than once."""
-    measured: dict[str, list[Measured]] = {}
-    for way in WAYS[models]:
-        given = max(2 * ROWS_PER_SHARD, int(SHARES[way] * count))
-        if way == "score":
-            entry = of_score(way, work, str(work.shards))
-        elif way == "score-s3":
+def measure(workload: Workload, models: str, count: int) -> dict[str, list[Measurement]]:
+    """Run all programs, one after the other; a program that runs twice has two measurements."""
+    measurements: dict[str, list[Measurement]] = {}
+    for program in PROGRAMS[models]:
+        images = max(2 * ROWS_PER_SHARD, int(SHARES[program] * count))
+        if program == "score":
+            measurement = measure_score(program, workload, str(workload.shards))
+        elif program == "score-s3":
             with servers.s3() as url:
                 os.environ |= servers.s3_user(url)
-                entry = of_score(way, work, uploaded(work, given))
+                measurement = measure_score(program, workload, upload(workload, images))
         else:
-            entry = of_way(way, work, given)
-        print(f"{way}: {entry.speed:.2f} images/s", file=sys.stderr)
-        measured.setdefault(way, []).append(entry)
-    return measured
+            measurement = measure_baseline(program, workload, images)
+        print(f"{program}: {measurement.speed:.2f} images/s", file=sys.stderr)
+        measurements.setdefault(program, []).append(measurement)
+    return measurements
 
 
-def targets(models: str, measured: Mapping[str, Measured], drift: float, work: Workload) -> list[tuple[str, bool]]:
-    """What must be reached, each with whether it is; ``drift`` is that of the models alone, as a share."""
-    speed = {way: entry.speed for way, entry in measured.items()}
+def targets(models: str, speed: Mapping[str, float], drift: float, workload: Workload) -> list[tuple[str, bool]]:
+    """The targets, each with whether it is met.
+
+    Args:
+        models: ``starter`` or ``full``.
+        speed: images a second of each program.
+        drift: relative difference between the measurements of the models alone.
+        workload: what was scored.
+    """
     share = speed["score"] / speed["ceiling"]
     lines = [
-        (f"of the models alone {share:.3f}, at least {OF_CEILING[models]}", share >= OF_CEILING[models]),
-        (f"the models alone at one time and another {drift:.3f} apart, at most {DRIFT}", drift <= DRIFT),
+        (f"of the models alone {share:.3f}, at least {MIN_OF_CEILING[models]}", share >= MIN_OF_CEILING[models]),
+        (f"the models alone before and after score {drift:.3f} apart, at most {MAX_DRIFT}", drift <= MAX_DRIFT),
     ]
-    for way, least in OVER.items():
-        if way in speed:
-            over = speed["score"] / speed[way]
-            lines.append((f"{TITLES[way]}: {over:.3f} times, at least {least:g}", over >= least))
+    for program, least in MIN_OF_PROGRAM.items():
+        if program in speed:
+            ratio = speed["score"] / speed[program]
+            lines.append((f"{TITLES[program]}: {ratio:.3f} times, at least {least:g}", ratio >= least))
     if "predictor" in speed:
-        lines += same_answers(work)
+        lines += answer_targets(workload)
     return lines
 
 
-def same_answers(work: Workload) -> list[tuple[str, bool]]:
-    """Whether ``score`` finds what the plain path finds, and no less than SAM2's generator."""
-    ours, plain, theirs = found_by_score(work), found_by("predictor", work), found_by("generator", work)
-    masks = float(np.mean([iou(ours[name][0], mask) for name, (mask, _) in plain.items()]))
-    labels = float(np.mean([ours[name][1] == label for name, (_, label) in plain.items()]))
-    one, other = cover({name: ours[name] for name in theirs}, work), cover(theirs, work)
-    both = (("ours", one), ("the generator's", other))
-    told = " and ".join(f"{whose} {entry.covered:.3f} at {entry.kept:.2f} kept" for whose, entry in both)
+def answer_targets(workload: Workload) -> list[tuple[str, bool]]:
+    """Whether ``score`` answers as the loop with the predictor does, and locates as many lesions as the generator."""
+    score, predictor = score_answers(workload), baseline_answers("predictor", workload)
+    generator = baseline_answers("generator", workload)
+    overlap = float(np.mean([iou(score[name][0], mask) for name, (mask, _) in predictor.items()]))
+    same_labels = float(np.mean([score[name][1] == label for name, (_, label) in predictor.items()]))
+    ours, theirs = cover({name: score[name] for name in generator}, workload), cover(generator, workload)
+    covers = f"covered in {ours.covered:.3f} and {theirs.covered:.3f}, {ours.kept:.2f} and {theirs.kept:.2f} kept"
     return [
-        (f"IoU with the plain path's masks {masks:.4f}, at least {SAME_MASKS}", masks >= SAME_MASKS),
-        (f"labels as the plain path's {labels:.4f}, at least {SAME_LABELS}", labels >= SAME_LABELS),
+        (f"IoU with the predictor's masks {overlap:.4f}, at least {MIN_IOU}", overlap >= MIN_IOU),
+        (f"labels as the predictor's {same_labels:.4f}, at least {MIN_SAME_LABELS}", same_labels >= MIN_SAME_LABELS),
         (
-            f"lesions found in {one.found:.3f}, by the generator in {other.found:.3f} (covered in {told})",
-            one.found >= other.found,
+            f"lesions located in {ours.located:.3f}, by the generator in {theirs.located:.3f} ({covers})",
+            ours.located >= theirs.located,
         ),
     ]
 
 
+def print_table(models: str, measurements: Mapping[str, Measurement]) -> None:
+    """Print one row for each program."""
+    print(f"| {models} models | images | images/s | of the models alone | seconds in all | MiB |")
+    print("|---|---|---|---|---|---|")
+    for program, row in measurements.items():
+        share = row.speed / measurements["ceiling"].speed
+        figures = f"{row.images} | {row.speed:.2f} | {share:.2f} | {row.total_seconds:.0f} | {row.mebibytes}"
+        print(f"| {TITLES[program]} | {figures} |", flush=True)
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__)
-    parser.add_argument("--models", choices=("starter", "full"), default="starter")
-    parser.add_argument("--images", type=int, help=f"that score is given (default: {IMAGES})")
+    """Print the table and the targets; 1 where a target is missed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.throughput",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--models", choices=("starter", "full"), default="starter", help="(default: starter)")
+    parser.add_argument("--images", type=int, help=f"number of images that score gets (default: {IMAGES})")
     call = parser.parse_args()
     if call.models == "starter" and not importlib.util.find_spec("daft"):
-        parser.error("Daft is missing, one of the other ways: pip install 'medfocus[peers]'")
+        parser.error("Daft is missing, one of the other programs: pip install 'medfocus[peers]'")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         settings = write_full_size(folder) if call.models == "full" else []
         count = call.images or IMAGES[call.models]
-        work = prepare(folder / "archive", count, settings)
-        each = measure(work, call.models, count)
-        measured = {way: reduce(add, entries) for way, entries in each.items()}
-        print(f"| {call.models} models | images | images/s | of the models alone | seconds in all | MiB |")
-        print("|---|---|---|---|---|---|")
-        for way, entry in measured.items():
-            share = entry.speed / measured["ceiling"].speed
-            figures = f"{entry.images} | {entry.speed:.2f} | {share:.2f} | {entry.whole:.0f} | {entry.mebibytes}"
-            print(f"| {TITLES[way]} | {figures} |", flush=True)
-        alone = [entry.speed for entry in each["ceiling"]]
-        met = targets(call.models, measured, max(alone) / min(alone) - 1, work)
-    print("\n" + "\n".join(f"{what}: {'met' if good else 'MISSED'}" for what, good in met))
-    return 0 if all(good for _, good in met) else 1
+        workload = prepare(folder / "archive", count, settings)
+        measurements = measure(workload, call.models, count)
+        sums = {program: reduce(add, rows) for program, rows in measurements.items()}
+        print_table(call.models, sums)
+        alone = [row.speed for row in measurements["ceiling"]]
+        drift = max(alone) / min(alone) - 1
+        lines = targets(call.models, {program: row.speed for program, row in sums.items()}, drift, workload)
+    print("\n" + "\n".join(f"{target}: {'met' if met else 'MISSED'}" for target, met in lines))
+    return 0 if all(met for _, met in lines) else 1
 
 
 if __name__ == "__main__":

@@ -26,20 +26,22 @@ from medfocus.pipeline.labels.join import join_labels
 from medfocus.pipeline.labels.reader import read_labels
 from medfocus.pipeline.tracking import runs
 
-# Images that cannot be packed are rows of this file.
+# Name of the file with the images that cannot be packed.
 _QUARANTINE_FILE = "pack.parquet"
 
 
 def run(config: Config, source: str, shards: str, labels: str | None) -> dict[str, Any]:
     """Pack the images of a folder into shards of bounded size, and write the manifest last.
 
-    Images are found by their bytes. What cannot be packed is in ``quarantine/`` below the shards, with its reason.
+    Images are found by their bytes. Files that cannot be packed are in ``quarantine/`` below the shards, with the
+    reason.
 
     Args:
-        config: ``pack`` bounds the shards.
-        source: folder or prefix of images; without ``labels`` folders name the classes (``folder_classes``).
+        config: the configuration; ``pack`` bounds the shards.
+        source: folder or prefix of images.
         shards: prefix to write to; it must not hold a manifest yet.
-        labels: label file (``labels``) whose names (``label_join``) are relative to ``source``.
+        labels: label file (``labels.reader``) whose names (``labels.join``) are relative to ``source``; None takes the
+            class of each image from its folder (``labels.folders``).
 
     Returns:
         ``rows`` and ``shards`` written, ``labelled`` rows, ``quarantined`` files, ``bytes`` of the shards, their
@@ -56,8 +58,8 @@ def run(config: Config, source: str, shards: str, labels: str | None) -> dict[st
         images, refused = _find(origin, labels, config)
     with runs.run("pack", config) as active, connected(config.cluster.address, config.cluster.cpus):
         check_shared(config.storage, read=[images[0].below(origin)], written=[target])
-        manifest, unread = _write(list(_plan(images, config.pack)), origin, target, len(images))
-        refused += unread
+        manifest, unreadable = _write_shards(list(_assign_shards(images, config.pack)), origin, target, len(images))
+        refused += unreadable
         _write_quarantine(target, refused)
         if not manifest.rows:
             raise MedFocusError(
@@ -80,51 +82,53 @@ def run(config: Config, source: str, shards: str, labels: str | None) -> dict[st
 
 
 def _find(origin: Location, labels: str | None, config: Config) -> tuple[list[ImageFile], list[Refusal]]:
-    """The images to pack with what is known of them, and what cannot be packed; what is left out is in the log."""
+    """The images to pack with their labels, and the files that cannot be packed; logs what is left out."""
     if not origin.is_folder():
         raise UsageError(f"{origin.uri}: no such folder or prefix; correct SOURCE")
-    found = find_images(origin)
-    if not found.images:
-        raise UsageError(f"{origin.uri}: holds no image that can be packed ({found.described()}); correct SOURCE")
-    described = _by_folders(found) if labels is None else _by_labels(found, origin, locate(labels, config.storage))
-    found.log()
-    # In an order that has nothing to do with the names: any few shards are then a fair sample of the archive.
-    return sorted(described, key=lambda image: hashlib.sha256(image.image_id.encode()).digest()), found.refused
+    source = find_images(origin)
+    if not source.images:
+        raise UsageError(f"{origin.uri}: holds no image that can be packed ({source.format_rest()}); correct SOURCE")
+    if labels is None:
+        images = _label_by_folders(source)
+    else:
+        images = _label_by_file(source, origin, locate(labels, config.storage))
+    source.log()
+    # In an order that has nothing to do with the names: a few shards are then a fair sample of the archive.
+    return sorted(images, key=lambda image: hashlib.sha256(image.image_id.encode()).digest()), source.refused
 
 
-def _by_folders(found: Source) -> list[ImageFile]:
-    classes = folder_classes([decoded(image.path) for image in found.images])
+def _label_by_folders(source: Source) -> list[ImageFile]:
+    classes = folder_classes([decoded(image.path) for image in source.images])
     classes.log()
     return [
         ImageFile(image.image_id, image.path, image.size, label)
-        for image, label in zip(found.images, classes.classes, strict=True)
+        for image, label in zip(source.images, classes.classes, strict=True)
     ]
 
 
-def _by_labels(found: Source, origin: Location, location: Location) -> list[ImageFile]:
+def _label_by_file(source: Source, origin: Location, location: Location) -> list[ImageFile]:
     labels = read_labels(location)
-    known = [image.image_id for image in found.images]
-    # A label of a file that cannot be packed is no wrong name.
-    join = join_labels(
-        labels, lambda: known + [refusal.image_id for refusal in found.refused], (origin.uri, origin.path)
-    )
+    packable = [image.image_id for image in source.images]
+    # A name of a file that cannot be packed is no wrong name.
+    names = packable + [refusal.image_id for refusal in source.refused]
+    join = join_labels(labels, lambda: names, (origin.uri, origin.path))
     if not join.rows:
         raise UsageError(
             f"{labels.uri}: names no image below {origin.uri} (read as {labels.format}); write the path of each image"
             f" below SOURCE into its column {labels.columns[0]}"
         )
     labels.log()
-    join.log(known)
-    described = []
-    for image in found.images:
+    join.log(packable)
+    images = []
+    for image in source.images:
         row = join.rows.get(image.image_id)
-        what = (row.label, row.patient_id, row.site) if row else ()
-        described.append(ImageFile(image.image_id, image.path, image.size, *what))
-    return described
+        known = (row.label, row.patient_id, row.site) if row else ()
+        images.append(ImageFile(image.image_id, image.path, image.size, *known))
+    return images
 
 
-def _plan(images: Sequence[ImageFile], section: PackSection) -> Iterator[dict[str, Any]]:
-    """Cut the list of images into shards of bounded rows and bytes; one larger image is a shard by itself."""
+def _assign_shards(images: Sequence[ImageFile], section: PackSection) -> Iterator[dict[str, Any]]:
+    """Cut the list of images into shards of bounded rows and bytes; a larger image is a shard by itself."""
     members: list[ImageFile] = []
     size = number = 0
     for image in images:
@@ -137,33 +141,40 @@ def _plan(images: Sequence[ImageFile], section: PackSection) -> Iterator[dict[st
     yield {"name": f"shard-{number:06d}.parquet", "images": [asdict(member) for member in members]}
 
 
-def _write(
-    plans: list[dict[str, Any]], origin: Location, target: Location, images: int
+def _write_shards(
+    shards: list[dict[str, Any]], origin: Location, target: Location, images: int
 ) -> tuple[Manifest, list[Refusal]]:
-    """Write the shards; returns what the manifest will be, and the images that could not be read."""
-    dataset = ray.data.from_items(plans, override_num_blocks=len(plans)).map(
+    """Write the shards; returns their manifest, and the images that cannot be read.
+
+    Args:
+        shards: as ``write_shard`` takes them.
+        origin: the source.
+        target: prefix to write to.
+        images: number of all images, for the progress.
+    """
+    dataset = ray.data.from_items(shards, override_num_blocks=len(shards)).map(
         write_shard, fn_args=(origin, target), num_cpus=0.5
     )
-    entries, unread = [], []
-    with progress("pack", images, 0, runs.log_progress) as shown:
+    entries, unreadable = [], []
+    with progress("pack", images, 0, runs.log_progress) as counter:
         for row in dataset.iter_rows():
             refused = [Refusal(**refusal) for refusal in json.loads(row.pop("refused"))]
-            unread += refused
+            unreadable += refused
             entry = ShardEntry(**row)
             if entry.rows:
                 entries.append(entry)
-            shown.add(entry.rows + len(refused), len(refused))
-    seen = set(target.files(".parquet"))
-    if missing := sum(entry.name not in seen for entry in entries):
+            counter.add(entry.rows + len(refused), len(refused))
+    files = set(target.files(".parquet"))
+    if missing := sum(entry.name not in files for entry in entries):
         raise MedFocusError(
             f"{target.uri}: {missing} of {len(entries)} shards were written and are not there; check that all nodes"
             " write to the same place"
         )
-    return Manifest(tuple(entries)), unread
+    return Manifest(tuple(entries)), unreadable
 
 
 def _write_quarantine(target: Location, refused: Sequence[Refusal]) -> None:
-    """Write what cannot be packed; where there is nothing, remove what an earlier call that did not finish left."""
+    """Write the files that cannot be packed. Where there are none, remove the file of an earlier unfinished call."""
     file = target / QUARANTINE / _QUARANTINE_FILE
     if not refused:
         file.delete()

@@ -7,9 +7,12 @@ import pyarrow.dataset as pads
 
 from medfocus.pipeline.config import Config
 from medfocus.pipeline.console.logs import show
-from medfocus.pipeline.data.commit import QUARANTINE
-from medfocus.pipeline.data.storage import locate
+from medfocus.pipeline.data.commit import FEATURES, PREDICTIONS, QUARANTINE, part_name
+from medfocus.pipeline.data.storage import Location, locate
 from medfocus.pipeline.errors import UsageError, before_start
+
+# How the names of a shard's files begin; that of ``pack`` is another.
+_SHARD_FILE = part_name("").removesuffix(".parquet")
 
 
 def run(config: Config, out: str) -> dict[str, Any]:
@@ -40,7 +43,7 @@ def count_causes(config: Config, out: str) -> dict[str, Any]:
         folder = prefix / QUARANTINE
         if not prefix.is_folder():
             raise UsageError(f"{prefix.uri}: nothing is there; give a prefix that pack, embed or score wrote")
-        names = folder.files(".parquet")
+        names = _files_that_count(prefix)
     counts: Counter[tuple[str, str]] = Counter()
     messages: dict[tuple[str, str], str] = {}
     if names:
@@ -56,3 +59,14 @@ def count_causes(config: Config, out: str) -> dict[str, Any]:
         for (stage, error), rows in counts.most_common()
     ]
     return {"quarantined": counts.total(), "causes": causes}
+
+
+def _files_that_count(prefix: Location) -> list[str]:
+    """Names of the quarantine files of ``pack`` and of finished shards.
+
+    A shard is finished when its rows file is there. A run that was stopped between the two files leaves a quarantine
+    file whose shard is still to do.
+    """
+    finished = {name for folder in (PREDICTIONS, FEATURES) for name in (prefix / folder).files(".parquet")}
+    names = (prefix / QUARANTINE).files(".parquet")
+    return [name for name in names if name in finished or not name.startswith(_SHARD_FILE)]

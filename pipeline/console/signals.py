@@ -1,4 +1,4 @@
-"""Signals that end a command in order, as Ctrl-C does."""
+"""Handlers of the signals that schedulers send: a command stops in order, as it does at Ctrl-C."""
 
 import os
 import signal
@@ -9,39 +9,42 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-# What schedulers send, and a terminal that is closed.
+# Schedulers send the first; a terminal that is closed sends the second.
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP)
-# Seconds until a signal that came in a call that cannot raise is sent again.
+# Seconds until a signal is sent again that came during a call that cannot raise.
 _PAUSE = 0.1
 
 
 class _Stop:
-    """Raises KeyboardInterrupt at the first signal; those after it do not disturb what then ends in order."""
+    """Raises KeyboardInterrupt at the first signal and ignores later ones, so that the command can stop in order."""
 
     def __init__(self) -> None:
         self.begun, self.number = False, signal.SIGINT
         self.report = sys.unraisablehook
 
     def handle(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal, as ``signal.signal`` calls it."""
         self.number = signal.Signals(number)
         if not self.begun:
             self.begun = True
             raise KeyboardInterrupt
 
-    def unraised(self, lost: Any) -> None:
-        """Send the signal again where Python was in a call that cannot raise, as one that frees an object."""
-        if not issubclass(lost.exc_type, KeyboardInterrupt):
-            self.report(lost)
+    def handle_unraisable(self, unraisable: Any) -> None:
+        """Send the signal again that came during a call that cannot raise, such as one that frees an object."""
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            self.report(unraisable)
             return
         self.begun = False
-        again = threading.Timer(_PAUSE, os.kill, (os.getpid(), self.number))  # at once it would come in here
+        again = threading.Timer(
+            _PAUSE, os.kill, (os.getpid(), self.number)
+        )  # sent at once, it would come during this call
         again.daemon = True
         again.start()
 
 
 @contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise KeyboardInterrupt, as SIGINT does, unless the caller has another use for them."""
+    """Let SIGTERM and SIGHUP raise KeyboardInterrupt, as SIGINT does, where the process does not handle them yet."""
     if threading.current_thread() is not threading.main_thread():  # where Python takes no handlers
         yield
         return
@@ -49,7 +52,7 @@ def stopped_by_signals() -> Iterator[None]:
     numbers = [number for number in _SIGNALS if signal.getsignal(number) == signal.SIG_DFL]
     for number in numbers:
         signal.signal(number, stop.handle)
-    sys.unraisablehook = stop.unraised
+    sys.unraisablehook = stop.handle_unraisable
     try:
         yield
     finally:

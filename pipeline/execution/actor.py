@@ -82,7 +82,7 @@ def load_segment(config: Config, device: str, identity: str | None = None) -> Se
     source = model_files.resolve_sam2(config.segment, config.storage)
     model_files.check_identity(source, identity, "segment")
     sam2 = load_sam2(source.model, source.checkpoint, image_size=config.segment.image_size, device=device)
-    return Segment(sam2, **config.segment.options)
+    return Segment(sam2, config.segment.settings)
 
 
 def load_embed(

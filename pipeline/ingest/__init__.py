@@ -1,1 +1,1 @@
-"""From a folder of images to shards."""
+"""Finds the images of a source and writes them as shards."""

@@ -1,1 +1,1 @@
-"""What a trained model is, where weights and models are found, and how sure a model may be."""
+"""Trained models, the registry that keeps them, and the files of the frozen models they build on."""

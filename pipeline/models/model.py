@@ -1,4 +1,4 @@
-"""A trained model: the learned prompts as safetensors, and a JSON that says what they fit on."""
+"""A trained model in two files: the learned prompts as safetensors, their settings and foundation as JSON."""
 
 import json
 from dataclasses import dataclass, replace
@@ -23,9 +23,15 @@ PROMPTS_FILE, SETTINGS_FILE = "prompts.safetensors", "prompts.json"
 
 @dataclass(frozen=True)
 class Model:
-    """Learned prompts, their settings, the foundation they fit on, and how sure they may be.
+    """A trained model.
 
-    ``held_out`` says of which rows the calibration is; None in a model of a version that did not record it.
+    Args:
+        settings: shape and kind of the prompts, and the classes.
+        state: learned tensors by name.
+        foundation: the frozen models that the prompts were trained on.
+        calibration: temperature and acceptance threshold.
+        held_out: how the rows of the calibration were held out; None where an earlier version of MedFocus, which did
+            not record it, trained the model.
     """
 
     settings: PromptSettings
@@ -35,38 +41,42 @@ class Model:
     held_out: HeldOut | None = None
 
     def save(self, folder: Path) -> None:
-        """Write the two files of the model into a folder."""
+        """Write the two files of the model into a folder, which is made if needed."""
         folder.mkdir(parents=True, exist_ok=True)
         save_file(self.state, folder / PROMPTS_FILE)
         (folder / SETTINGS_FILE).write_text(json.dumps(self._content(), indent=1, sort_keys=True) + "\n")
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the settings, the foundation, the calibration and every learned number."""
+        """SHA-256 of the settings, the foundation, the calibration and every learned number, as hexadecimal digits."""
         tensors = {name: value.numpy().tobytes().hex() for name, value in self.state.items()}
         return settings_key(self._content() | tensors)
 
     def prompts(self, accept_at: float | None) -> Prompts:
-        """What actors need; ``accept_at`` in place of the fitted confidence where it is given."""
+        """The learned part for the actors that score.
+
+        Args:
+            accept_at: acceptance threshold in place of the fitted one; None keeps the fitted one.
+        """
         calibration = self.calibration if accept_at is None else replace(self.calibration, accept_at=accept_at)
         return Prompts(self.settings, {name: value.numpy() for name, value in self.state.items()}, calibration)
 
     def _content(self) -> dict[str, Any]:
-        parts = {"foundation": vars(self.foundation), "calibration": vars(self.calibration)}
+        content = {"foundation": vars(self.foundation), "calibration": vars(self.calibration)}
         if self.held_out is not None:
-            parts["held_out"] = vars(self.held_out)
-        return {"settings": self.settings.to_json(), **parts}
+            content["held_out"] = vars(self.held_out)
+        return {"settings": self.settings.to_json(), **content}
 
 
 def load_model(folder: Path, name: str | None = None) -> Model:
-    """A model from the folder that holds its two files.
+    """Read a model from the folder that holds its two files.
 
     Args:
-        folder: where the files are.
-        name: how the model is called in messages; by the folder's name if left out.
+        folder: folder of the files.
+        name: name of the model in messages; the folder's name if left out.
 
     Raises:
-        UsageError: a file is missing, or is not what it should be.
+        UsageError: a file is missing or damaged, or belongs to something else than a model.
     """
     name = name or folder.name
     try:

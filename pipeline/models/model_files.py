@@ -1,8 +1,11 @@
-"""Where model weights come from: a configured name becomes an architecture and a file on this node.
+"""Finds or fetches the files of SAM2 and CLIP: a configured name becomes an architecture and a file on this node.
 
-Loading is ``stages.weights``; here files are only found or fetched, once a node. The command that starts a run resolves
-the names and knows the identity of what it found; every worker finds the files on its own node and checks that they are
-the same.
+A node fetches a file once, however many workers need it. ``stages.weights`` loads the files. The command that starts a
+run resolves the names and records the identity of each model. Every worker resolves the same names on its own node and
+compares the identity, so that all workers of a run use the same models.
+
+The cache of weights from object storage is our own. The file caches of fsspec write to the final path while they
+download, without a lock: a process that is killed leaves a part of the file, which the next reader takes for the whole.
 """
 
 import hashlib
@@ -10,31 +13,48 @@ import json
 import platform
 import shutil
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock
 from huggingface_hub import hf_hub_download, snapshot_download
 
 from medfocus.cluster.account import is_writable, own_folder
 from medfocus.pipeline.config import ClipSection, Config, SegmentSection, StorageSection
+from medfocus.pipeline.console.causes import reason
 from medfocus.pipeline.console.logs import log
 from medfocus.pipeline.data.storage import Location, locate, resolve_storage
 from medfocus.pipeline.errors import MedFocusError, UsageError
 from medfocus.stages.weights import WeightsError, check_sha256, file_sha256, sam2_hub_file, sam2_image_size
 
 STARTER = "starter"
+# Weights of a CLIP in a folder, the first that is there.
+_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+# What is fetched of a CLIP repository on the hub.
+_CLIP_HUB_FILES = (
+    "open_clip_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "open_clip*model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
+# Bytes that are copied at once.
+_CHUNK = 1 << 22
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Where a model comes from.
+    """The files of a model on this node.
 
     Args:
-        model: architecture, a name of its package or a folder.
-        checkpoint: weights file.
+        model: the architecture: a name that the model's package knows, or a folder.
+        checkpoint: the weights file.
         preprocess: ``mean`` and ``std`` that CLIP weights were trained with, where they are not the architecture's.
     """
 
@@ -43,96 +63,118 @@ class ModelFiles:
     preprocess: dict[str, Any] | None = None
 
     def identity(self) -> str:
-        """What tells this model from any other: its architecture and the SHA-256 of its weights."""
+        """SHA-256 over the architecture, the content of the weights file and the preprocessing."""
         folder = Path(self.model)
-        described = (
-            [path.read_text() for path in sorted(folder.glob("*.json"))] if folder.is_dir() else [str(self.model)]
+        architecture = (
+            [path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.json"))]
+            if folder.is_dir()
+            else [str(self.model)]
         )
-        return hashlib.sha256(
-            json.dumps([described, file_sha256(self.checkpoint), self.preprocess]).encode()
-        ).hexdigest()
+        content = json.dumps([architecture, file_sha256(self.checkpoint), self.preprocess])
+        return hashlib.sha256(content.encode()).hexdigest()
 
 
 def resolve_paths(config: Config) -> Config:
     """The configuration with names that mean the same in every process and on every node.
 
-    Folders and files of models become absolute paths; the endpoint and the region in force here become those of the
-    configuration, whatever the environment of a worker says.
+    Folders and files of models become absolute paths. The S3 endpoint and region that this process uses become part of
+    the configuration, so that the environment of a worker cannot change them.
     """
     sections: dict[str, SegmentSection | ClipSection] = {"segment": config.segment, "clip": config.clip}
-    settled = {
+    resolved = {
         name: section.model_copy(update={"model": _absolute(section.model), "weights": _absolute(section.weights)})
         for name, section in sections.items()
     }
-    return config.model_copy(update={**settled, "storage": resolve_storage(config.storage)})
+    return config.model_copy(update={**resolved, "storage": resolve_storage(config.storage)})
 
 
 def _absolute(name: str | None) -> str | None:
-    """The absolute path of what is a file or a folder here; any other name as it is."""
+    """The absolute path of a file or folder of this machine; any other name unchanged."""
     path = Path(name or "").expanduser()
     return str(path.absolute()) if name and name != STARTER and "://" not in name and path.exists() else name
 
 
-def check_identity(source: ModelFiles, identity: str | None, section: str) -> ModelFiles:
-    """The source, if it is the model that the run was started with; ``None`` takes any.
+def check_identity(model: ModelFiles, identity: str | None, section: str) -> None:
+    """Check that this node has the model that the run was started with.
+
+    Args:
+        model: the model's files on this node.
+        identity: the identity that the starting command recorded; None accepts every model.
+        section: name of the configuration section, for the message.
 
     Raises:
         MedFocusError: this node has another file under the name, or another version of MedFocus.
     """
-    if identity is not None and source.identity() != identity:
+    if identity is not None and model.identity() != identity:
         raise MedFocusError(
-            f"{section}.weights: {source.checkpoint.name} on node {platform.node()} is not what the run was started"
+            f"{section}.weights: {model.checkpoint.name} on node {platform.node()} is not what the run was started"
             " with; put the same files on every node, or name weights in object storage"
         )
-    return source
 
 
 def resolve_sam2(section: SegmentSection, storage: StorageSection) -> ModelFiles:
     """Find or fetch SAM2.
 
+    Args:
+        section: the model, its weights and their expected SHA-256.
+        storage: endpoint and region of object storage, and the folder for fetched weights.
+
     Raises:
-        UsageError: there are no such weights, or their SHA-256 is not the configured one.
+        UsageError: the weights do not exist, or their SHA-256 is not the configured one.
+        StorageError: object storage cannot be read.
     """
     model: str | Path = _starter_folder("sam2") if section.model == STARTER else section.model
     if section.weights is not None:
-        checkpoint: Path | None = _fetch(section.weights, storage)
+        checkpoint: Path | None = _weights_file(section.weights, storage)
     elif (name := sam2_hub_file(section.model)) is not None:
-        checkpoint = _from_hub(section.model, name)
+        checkpoint = _hub_file(section.model, name)
     else:
-        checkpoint = _existing(Path(model) / "model.safetensors")
-    return _checked(model, checkpoint, section.sha256)
+        checkpoint = _first_file(Path(model), ("model.safetensors",))
+    return _model_files(model, checkpoint, section.sha256)
 
 
 def image_size(section: SegmentSection, storage: StorageSection) -> int:
-    """Side in pixels of the square images that SAM2 is given: the configured one, else its own."""
+    """Side in pixels of the square images that SAM2 takes: the configured one, else the architecture's.
+
+    Args:
+        section: the model and, where it is configured, the side.
+        storage: object storage, from which weights may have to be fetched.
+
+    Raises:
+        UsageError: the weights do not exist.
+    """
     return section.image_size or sam2_image_size(resolve_sam2(section, storage).model)
 
 
 def resolve_clip(section: ClipSection, storage: StorageSection) -> ModelFiles:
     """Find or fetch CLIP.
 
+    Args:
+        section: the model, its weights and their expected SHA-256.
+        storage: endpoint and region of object storage, and the folder for fetched weights.
+
     Raises:
-        UsageError: there are no such weights, or their SHA-256 is not the configured one.
+        UsageError: the weights do not exist, or their SHA-256 is not the configured one.
+        StorageError: object storage cannot be read.
     """
     model: str | Path = section.model
     if section.model == STARTER:
         model = _starter_folder("clip")
     elif section.model.startswith("hf-hub:"):
-        model = _clip_from_hub(section.model.removeprefix("hf-hub:"))
-    if section.weights is not None and (tagged := _from_tag(section.model, section.weights)) is not None:
-        return _checked(tagged.model, tagged.checkpoint, section.sha256, tagged.preprocess)
+        model = _hub_folder(section.model.removeprefix("hf-hub:"))
+    if section.weights is not None and (tagged := _pretrained_tag(section.model, section.weights)) is not None:
+        return _model_files(tagged.model, tagged.checkpoint, section.sha256, tagged.preprocess)
     if section.weights is None:
-        names = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
-        found = [path for name in names if (path := _existing(Path(model) / name))]
-        checkpoint = found[0] if found else None
+        checkpoint = _first_file(Path(model), _CLIP_WEIGHTS)
     else:
-        checkpoint = _fetch(section.weights, storage)
-    return _checked(model, checkpoint, section.sha256)
+        checkpoint = _weights_file(section.weights, storage)
+    return _model_files(model, checkpoint, section.sha256)
 
 
-def _checked(
+def _model_files(
     model: str | Path, checkpoint: Path | None, sha256: str | None, preprocess: dict[str, Any] | None = None
 ) -> ModelFiles:
+    """The files of a model, whose weights have to exist and to have the expected SHA-256."""
     if checkpoint is None:
         raise UsageError(f"{model}: no weights are configured; set weights to a path, an s3:// URI or a hub name")
     if sha256 is not None:
@@ -147,60 +189,57 @@ def _starter_folder(name: str) -> Path:
     return Path(str(files(f"medfocus.{STARTER}") / name))
 
 
-def _existing(path: Path) -> Path | None:
-    return path if path.is_file() else None
+def _first_file(folder: Path, names: tuple[str, ...]) -> Path | None:
+    """The first of the names that is a file of the folder; None where none is."""
+    return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
-def _fetch(uri: str, storage: StorageSection) -> Path:
-    """A weights file on this node, fetched into the cache if it is in object storage."""
+def _weights_file(uri: str, storage: StorageSection) -> Path:
+    """A weights file on this node; one in object storage is fetched into the cache."""
     if "://" not in uri:
         path = Path(uri).expanduser().absolute()
         if not path.is_file():
             raise UsageError(f"{uri}: no such weights file; correct the path")
         return path
-    source = locate(uri, storage)
-    info = source.filesystem.get_file_info(source.path)
-    if not source.exists():
+    location = locate(uri, storage)
+    info = location.filesystem.get_file_info(location.path)
+    if not location.exists():
         raise UsageError(f"{uri}: no such weights file; correct the URI")
-    # Content that changes under the same URI is another file.
+    # A new content under the same URI is another file of the cache.
     key = hashlib.sha256(f"{uri} {info.size} {info.mtime_ns}".encode()).hexdigest()[:16]
-    target = _cache_place(storage.cache, f"{key}/{Path(source.path).name}")
-    if target.is_file():  # also in a cache that may only be read
+    target = _cache_path(storage.cache, f"{key}/{Path(location.path).name}")
+    if target.is_file():  # also in a cache that cannot be written
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.with_name(".lock")):  # of all workers of a node the first one fetches
+    with FileLock(target.with_name(".lock")):  # the first worker of a node fetches, the others wait
         if not target.is_file():
-            source.attempt(lambda: _download(source, target))
+            location.attempt(lambda: _fetch(location, target))
     return target
 
 
-def _download(source: Location, target: Path) -> None:
-    """A reader of the target sees the whole file or none."""
+def _fetch(location: Location, target: Path) -> None:
+    """Copy a file from object storage; a reader of the target sees the whole file or none."""
     draft = target.with_name(f".{uuid.uuid4().hex}")
     try:
-        with source.filesystem.open_input_stream(source.path) as stream, draft.open("wb") as file:
-            shutil.copyfileobj(stream, file, 1 << 22)
+        with location.filesystem.open_input_stream(location.path) as stream, draft.open("wb") as file:
+            shutil.copyfileobj(stream, file, _CHUNK)
         draft.replace(target)
     finally:
         draft.unlink(missing_ok=True)
 
 
-def _cache_place(cache: str, name: str) -> Path:
-    """Where a fetched file is, or goes: below the cache, or in the temporary folder where that cannot be written."""
-    place = Path(cache).expanduser() / name
-    if place.is_file() or is_writable(place.parent):
-        return place
-    instead = own_folder() / "cache"
-    log.warning("storage.cache: %s cannot be written, fetched weights are kept in %s", cache, instead)
-    return instead / name
+def _cache_path(cache: str, name: str) -> Path:
+    """The path of a fetched file: below the cache, or in the temporary folder where the cache cannot be written."""
+    path = Path(cache).expanduser() / name
+    if path.is_file() or is_writable(path.parent):
+        return path
+    fallback = own_folder() / "cache"
+    log.warning("storage.cache: %s cannot be written, fetched weights are kept in %s", cache, fallback)
+    return fallback / name
 
 
-def _from_hub(repository: str, name: str) -> Path:
-    return Path(_downloaded(repository, lambda: hf_hub_download(repo_id=repository, filename=name)))
-
-
-def _from_tag(model: str, tag: str) -> ModelFiles | None:
-    """The weights of a pretrained tag as open_clip names them; None where it knows no such tag of the model.
+def _pretrained_tag(model: str, tag: str) -> ModelFiles | None:
+    """The weights of one of open_clip's pretrained tags; None where open_clip knows no such tag of the model.
 
     Raises:
         UsageError: the weights were trained with another activation than the architecture has.
@@ -209,29 +248,33 @@ def _from_tag(model: str, tag: str) -> ModelFiles | None:
         return None
     import open_clip
 
-    configuration = open_clip.get_pretrained_cfg(model, tag)
-    if not configuration:
+    pretrained = open_clip.get_pretrained_cfg(model, tag)
+    if not pretrained:
         return None
-    # open_clip only warns of it, and the model would answer, wrongly.
-    wanted = configuration.get("quick_gelu", False)
-    if wanted != open_clip.get_model_config(model).get("quick_gelu", False):
-        name = f"{model}-quickgelu" if wanted else model.removesuffix("-quickgelu")
+    # open_clip only warns of another activation; the model would give wrong answers.
+    quick_gelu = pretrained.get("quick_gelu", False)
+    if quick_gelu != open_clip.get_model_config(model).get("quick_gelu", False):
+        name = f"{model}-quickgelu" if quick_gelu else model.removesuffix("-quickgelu")
         raise UsageError(f"{tag}: these weights are not of {model} but of {name}; set clip.model={name}")
-    checkpoint = Path(_downloaded(tag, lambda: open_clip.download_pretrained(configuration)))
-    return ModelFiles(model, checkpoint, {key: configuration[key] for key in ("mean", "std") if configuration.get(key)})
+    checkpoint = Path(_download(tag, lambda: open_clip.download_pretrained(pretrained)))
+    return ModelFiles(model, checkpoint, {key: pretrained[key] for key in ("mean", "std") if pretrained.get(key)})
 
 
-def _clip_from_hub(repository: str) -> Path:
-    weights = ["open_clip*model.safetensors", "open_clip_pytorch_model.bin"]
-    patterns = ["open_clip_config.json", "tokenizer*", "special_tokens_map.json", "vocab.txt", *weights]
-    return Path(_downloaded(repository, lambda: snapshot_download(repository, allow_patterns=patterns)))
+def _hub_file(repository: str, name: str) -> Path:
+    """A file of a repository on the Hugging Face hub."""
+    return Path(_download(repository, lambda: hf_hub_download(repo_id=repository, filename=name)))
 
 
-def _downloaded(name: str, download):  # type: ignore[no-untyped-def]
+def _hub_folder(repository: str) -> Path:
+    """A folder with the files of a CLIP repository on the Hugging Face hub."""
+    return Path(_download(repository, lambda: snapshot_download(repository, allow_patterns=list(_CLIP_HUB_FILES))))
+
+
+def _download(name: str, call: Callable[[], T]) -> T:
+    """The result of a call to the hub's client; UsageError with the mend where it fails."""
     try:
-        return download()
-    except Exception as error:  # the hub's client raises its transports' errors
-        reason = str(error).strip().splitlines()[0][:160]
+        return call()
+    except Exception as error:  # the client raises the errors of its transports
         raise UsageError(
-            f"{name}: cannot be fetched ({reason}); put the file within reach and set weights to its path"
+            f"{name}: cannot be fetched ({reason(error)}); put the file within reach and set weights to its path"
         ) from error

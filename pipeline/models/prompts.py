@@ -1,4 +1,4 @@
-"""The learned part of a model as it travels to workers."""
+"""The learned part of a model as workers receive it."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,13 @@ from medfocus.stages.prompt_settings import PromptSettings
 
 @dataclass(frozen=True)
 class Prompts:
-    """The learned part of a model, as it travels to actors."""
+    """The learned part of a model as plain arrays, which Ray sends to workers.
+
+    Args:
+        settings: shape and kind of the prompts, and the classes.
+        state: learned arrays by name, as ``PromptedCLIP.load_learned`` takes them.
+        calibration: temperature and acceptance threshold.
+    """
 
     settings: PromptSettings
     state: dict[str, np.ndarray]

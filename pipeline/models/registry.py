@@ -1,6 +1,6 @@
-"""Models in MLflow's registry: a model is registered, and found again by its URI.
+"""Models in MLflow's registry: registers a model, and finds it by its URI.
 
-A model is named by ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``, or by the folder that holds its two files.
+The URI of a model is ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``, or the folder that holds its two files.
 """
 
 import re
@@ -21,16 +21,19 @@ from medfocus.pipeline.models.model import PROMPTS_FILE, SETTINGS_FILE, Model, l
 from medfocus.pipeline.tracking import runs
 from medfocus.pipeline.tracking.store import attempt, shown_uri
 
-# A new model's name: MLflow takes neither / nor :, its URIs neither @ nor what means something in a URI; and databases
-# keep so many characters of it.
+# Names that can be registered and addressed. MLflow refuses / and : in names; @, ?, # and % have a meaning in URIs; its
+# databases keep 250 characters.
 _NAME, _LONGEST_NAME = re.compile(r"[\w.-]+(?: [\w.-]+)*"), 250
 
 
 def check_name(name: str) -> None:
     """Check that a model can be registered under a name and found again as ``models:/NAME/VERSION``.
 
+    Args:
+        name: name of the registered model.
+
     Raises:
-        UsageError: it cannot.
+        UsageError: the name cannot be used.
     """
     if not _NAME.fullmatch(name) or len(name) > _LONGEST_NAME or name.strip(".") == "":
         raise UsageError(
@@ -40,10 +43,18 @@ def check_name(name: str) -> None:
 
 
 def register(model: Model, name: str, run_id: str) -> str:
-    """Log a model to its run and register it; returns its ``models:/`` URI.
+    """Log a model to its run and register it as a new version.
+
+    Args:
+        model: the trained model.
+        name: name of the registered model, which is created if needed.
+        run_id: MLflow run that trained the model.
+
+    Returns:
+        The URI ``models:/NAME/VERSION``.
 
     Raises:
-        TrackingError: the store or the place of its files cannot be written.
+        TrackingError: the store or its artifact storage cannot be written.
     """
     client = mlflow.MlflowClient()
     with tempfile.TemporaryDirectory() as folder:
@@ -51,10 +62,10 @@ def register(model: Model, name: str, run_id: str) -> str:
         attempt(lambda: client.log_artifacts(run_id, folder, "model"))
     attempt(lambda: _create_registered_model(client, name))
     source = f"{attempt(lambda: client.get_run(run_id)).info.artifact_uri}/model"
-    said: dict[str, Any] = {}
+    details: dict[str, Any] = {}
     if model.held_out is not None:
-        said = {"tags": {"medfocus.held_out": model.held_out.how}, "description": model.held_out.sentence}
-    version = attempt(lambda: client.create_model_version(name, source, run_id, **said))
+        details = {"tags": {"medfocus.held_out": model.held_out.how}, "description": model.held_out.sentence}
+    version = attempt(lambda: client.create_model_version(name, source, run_id, **details))
     return f"models:/{name}/{version.version}"
 
 
@@ -67,29 +78,34 @@ def _create_registered_model(client: mlflow.MlflowClient, name: str) -> None:
 
 
 def resolve_model(uri: str, config: Config) -> tuple[Model, str]:
-    """A model and its version by URI: ``models:/NAME/VERSION``, ``models:/NAME@ALIAS``, or a folder.
+    """Read a model by its URI.
 
-    The version is ``NAME/VERSION``; for a folder it stands for the content.
+    Args:
+        uri: ``models:/NAME/VERSION``, ``models:/NAME@ALIAS``, or a local path or ``s3://`` URI of a folder.
+        config: ``work`` and ``tracking`` name the store, ``storage`` reads folders.
+
+    Returns:
+        The model and its version: ``NAME/VERSION``, or ``folder/`` and the first digits of the model's digest.
 
     Raises:
-        UsageError: there is no such model.
+        UsageError: there is no such model, or its files cannot be read.
         TrackingError: the store does not answer.
     """
     if not uri.startswith("models:"):
         return _from_folder(uri, config)
-    named = re.fullmatch(r"models:/(?P<name>[^/]+)(?:/(?P<number>[0-9]+)|@(?P<alias>[^/@]+))", uri)
-    if named is None:
+    match = re.fullmatch(r"models:/(?P<name>[^/]+)(?:/(?P<number>[0-9]+)|@(?P<alias>[^/@]+))", uri)
+    if match is None:
         raise UsageError(f"{uri}: not models:/NAME/VERSION or models:/NAME@ALIAS; correct --model")
     runs.connect(config)
-    version = attempt(lambda: _find_version(**named.groupdict()))
+    version = attempt(lambda: _find_version(**match.groupdict()))
     if version is None:
         raise UsageError(f"{uri}: no such model in {shown_uri(config)}; correct --model")
     with tempfile.TemporaryDirectory() as folder:
-        local = _download(uri, version, folder)
-        return load_model(Path(local), uri), f"{version.name}/{version.version}"
+        return load_model(Path(_download(uri, version, folder)), uri), f"{version.name}/{version.version}"
 
 
 def _find_version(name: str, number: str | None, alias: str | None) -> ModelVersion | None:
+    """The version that a number or an alias names; None where there is none."""
     client = mlflow.MlflowClient()
     try:
         return client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
@@ -100,7 +116,7 @@ def _find_version(name: str, number: str | None, alias: str | None) -> ModelVers
 
 
 def _download(uri: str, version: ModelVersion, folder: str) -> str:
-    """The model's files in a folder on this machine."""
+    """Download the files of a version into a folder; returns the path that holds them."""
     client = mlflow.MlflowClient()
     source = attempt(lambda: client.get_model_version_download_uri(version.name, version.version))
     try:
@@ -113,6 +129,7 @@ def _download(uri: str, version: ModelVersion, folder: str) -> str:
 
 
 def _from_folder(uri: str, config: Config) -> tuple[Model, str]:
+    """The model in a folder, and its digest as version."""
     location = locate(uri, config.storage)
     if not (location / SETTINGS_FILE).exists():
         raise UsageError(f"{uri}: holds no {SETTINGS_FILE}; give a models:/ URI or a folder with a model")

@@ -1,1 +1,1 @@
-"""Prompt tuning on features: folds, the loop of each worker, and its checkpoint."""
+"""Prompt tuning on features: the folds, the loop that each worker runs, and its checkpoints."""

@@ -1,4 +1,4 @@
-"""Reading features: the rows that training learns from."""
+"""Reads the features that training learns from."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,10 +22,23 @@ def read_features(
     folds: Mapping[str, int],
     wanted: frozenset[int],
 ) -> dict[str, np.ndarray]:
-    """The rows of one feature file that belong to the wanted folds, as arrays.
+    """Read the rows of one feature file that belong to the wanted folds.
 
-    The class is there as int64 ``target`` and the fold as int64 ``fold``; the other columns have an axis of views after
-    that of rows, the image itself first.
+    Args:
+        batch: ``name``, the name of the file, in its only row.
+        folder: folder of the feature files.
+        settings: the classes, and whether the model uses the region.
+        folds: fold of each ``image_id``.
+        wanted: the folds whose rows are read.
+
+    Returns:
+        ``tokens`` float16 [N, V, L, D], ``focus`` float16 [N, V, L-1], ``region_tokens`` float16 [N, V, L, D] where the
+        model uses the region, ``target`` int64 [N], the class, and ``fold`` int64 [N]. Of the V views the first is the
+        image itself.
+
+    Raises:
+        UsageError: the file holds no feature rows.
+        StorageError: the file cannot be read.
     """
     location = folder / str(batch["name"][0])
     table = pq.read_table(pa.BufferReader(location.read()))
@@ -34,23 +47,30 @@ def read_features(
     expected = records.feature_schema(tokens, width, region=settings.uses_region)
     records.check_record(table.schema, expected, location.uri)
     fold = np.array([folds[image] for image in table["image_id"].to_pylist()], np.int64)
-    chosen = np.isin(fold, list(wanted))
-    rows = {name: _views(table, name)[chosen] for name in names}
+    selected = np.isin(fold, list(wanted))
+    rows = {name: _views(table, name)[selected] for name in names}
     classes = {label: index for index, label in enumerate(settings.classes)}
     targets = [classes[label] for label in table["label"].to_pylist()]
-    return rows | {"target": np.array(targets, np.int64)[chosen], "fold": fold[chosen]}
+    return rows | {"target": np.array(targets, np.int64)[selected], "fold": fold[selected]}
 
 
 def _views(table: pa.Table, name: str) -> np.ndarray:
-    """A column of tensors and that of its augmented views, if there is one: [N, V, ...]."""
-    itself = table[name].combine_chunks().to_numpy_ndarray()[:, None]
+    """A column of tensors with its augmented views, where the features have them: [N, V, ...]."""
+    original = table[name].combine_chunks().to_numpy_ndarray()[:, None]
     if records.AUGMENTED + name not in table.schema.names:
-        return itself
-    return np.concatenate([itself, table[records.AUGMENTED + name].combine_chunks().to_numpy_ndarray()], axis=1)
+        return original
+    return np.concatenate([original, table[records.AUGMENTED + name].combine_chunks().to_numpy_ndarray()], axis=1)
 
 
 def read_labels(prefix: Location) -> dict[str, list[Any]]:
-    """Identity, label and patient of every feature row, without its tokens."""
+    """Read the columns ``image_id``, ``label`` and ``patient_id`` of all feature rows, without the tokens.
+
+    Args:
+        prefix: prefix that ``embed`` has finished.
+
+    Raises:
+        UsageError: there is no feature row.
+    """
     folder = Output(prefix, FEATURES).rows
     names = folder.files(".parquet")
     if not names:

@@ -1,10 +1,8 @@
-"""Training on Ray: the workers, their data, and what they end with."""
+"""Training on Ray: starts the workers, gives them their rows, and returns their result."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import ray
-import torch
 from ray.data import DataContext
 from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
@@ -17,11 +15,12 @@ from medfocus.pipeline.data.storage import Location
 from medfocus.pipeline.errors import MedFocusError
 from medfocus.pipeline.training.features import read_features
 from medfocus.pipeline.training.loop import TuningSpec, tune
+from medfocus.pipeline.training.state import TrainingResult
 from medfocus.stages.prompt_settings import PromptSettings
 
 FOLDER = "training"
-# Share of Ray's object memory that features may have and be kept by the workers; larger ones are streamed. What a
-# worker keeps of them is some five times as large: keys and values of every block above the cut.
+# Features up to this share of Ray's object memory are kept in memory by the workers; larger ones are streamed. A worker
+# keeps the keys and values of every block above the cut, which are about five times as large as the features.
 _KEPT_IN_MEMORY = 0.05
 
 
@@ -33,14 +32,30 @@ def fit(
     key: str,
     share: Share,
     clip_identity: str,
-) -> dict[str, Any]:
-    """Train on Ray; returns the state, history and held-out logits that rank 0 ended with."""
-    kept = _fits(prefix)
-    parts = max(folds.values()) + 1 if kept else 0
-    tuning = TuningSpec(config, settings, clip_identity, threads=share.threads, rows=len(folds), folds=parts)
+) -> TrainingResult:
+    """Train on Ray; a training that was stopped continues from its last checkpoint.
+
+    Args:
+        config: configuration with resolved paths.
+        settings: settings of the prompts.
+        prefix: prefix of the features; checkpoints are kept below it while the training runs.
+        folds: fold of each ``image_id``.
+        key: name of the training, which finds its checkpoints again.
+        share: processes and resources of the training.
+        clip_identity: identity of the CLIP that made the features.
+
+    Returns:
+        The result of rank 0.
+
+    Raises:
+        MedFocusError: the training failed more often than it may be retried.
+    """
+    kept = _fit_in_memory(prefix)
+    fold_count = max(folds.values()) + 1 if kept else 0
+    spec = TuningSpec(config, settings, clip_identity, threads=share.threads, rows=len(folds), folds=fold_count)
     trainer = TorchTrainer(
         tune,
-        train_loop_config={"tuning": tuning},
+        train_loop_config={"tuning": spec},
         datasets=_datasets(prefix, settings, folds, kept),
         dataset_config=DataConfig(datasets_to_split=[] if kept else ["training"]),
         scaling_config=ScalingConfig(
@@ -57,17 +72,15 @@ def fit(
         ),
     )
     try:
-        result = trainer.fit()
+        return trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
         raise MedFocusError(
             f"training failed: {reason(error)}; start it again to go on at the last checkpoint"
         ) from error
-    outcome = result.return_value
-    return outcome | {"state": {name: torch.tensor(value) for name, value in outcome["state"].items()}}
 
 
-def _fits(prefix: Location) -> bool:
-    """Whether the features are small beside the memory that Ray keeps for objects."""
+def _fit_in_memory(prefix: Location) -> bool:
+    """Whether the features are small enough, beside the memory that Ray keeps for objects, to be kept in memory."""
     folder = Output(prefix, FEATURES).rows
     files = [(folder / name).path for name in folder.files(".parquet")]
     size = sum(info.size for info in folder.filesystem.get_file_info(files))
@@ -77,19 +90,19 @@ def _fits(prefix: Location) -> bool:
 def _datasets(
     prefix: Location, settings: PromptSettings, folds: Mapping[str, int], kept: bool
 ) -> dict[str, ray.data.Dataset]:
-    """All rows for every worker where they are kept in memory; else those to learn from, and the first fold."""
+    """Datasets of feature rows: all rows if they are kept in memory, else training rows and those of the first fold."""
     folder = Output(prefix, FEATURES).rows
     names = folder.files(".parquet")
-    everything = frozenset(folds.values())
-    parts = {"rows": everything} if kept else {"training": everything - {0}, "held_out": frozenset({0})}
-    DataContext.get_current().execution_options.preserve_order = True  # the same seed sees the same batches
+    all_folds = frozenset(folds.values())
+    parts = {"rows": all_folds} if kept else {"training": all_folds - {0}, "held_out": frozenset({0})}
+    DataContext.get_current().execution_options.preserve_order = True  # the same seed gives the same batches
     datasets = {}
-    for part, wanted in parts.items():
+    for part, part_folds in parts.items():
         files = ray.data.from_items([{"name": name} for name in names], override_num_blocks=len(names))
         datasets[part] = files.map_batches(
             read_features,
             batch_size=1,
             num_cpus=0.25,
-            fn_kwargs={"folder": folder, "settings": settings, "folds": folds, "wanted": wanted},
+            fn_kwargs={"folder": folder, "settings": settings, "folds": folds, "wanted": part_folds},
         )
     return datasets

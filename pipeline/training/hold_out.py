@@ -1,4 +1,4 @@
-"""Which rows are held out, as the labels and the looks of the images tell."""
+"""Chooses the rows that are held out, by the patients and by the likeness of the images."""
 
 import logging
 from typing import Any
@@ -13,7 +13,15 @@ from medfocus.pipeline.training.neighbours import Neighbours, find_neighbours, r
 
 
 def hold_out(prefix: Location, labels: dict[str, list[Any]], config: Config) -> tuple[dict[str, int], HeldOut]:
-    """The fold of each ``image_id``, and how that was decided, which is also logged.
+    """Assign every feature row to a fold, and log how rows are held out.
+
+    Args:
+        prefix: prefix of the features, whose tokens are compared where a patient is not known.
+        labels: ``image_id``, ``label`` and ``patient_id`` (None: not known), a list each.
+        config: ``train.folds`` and ``seed``.
+
+    Returns:
+        The fold of each ``image_id``, and how the rows are held out.
 
     Raises:
         UsageError: the labels do not suffice.

@@ -1,11 +1,12 @@
-"""The training loop of each worker of Ray Train.
+"""The training loop that each worker of Ray Train runs.
 
-Few rows: they are kept in memory, each fold of them is held out once, and a last round learns from all of them for as
-many epochs as were best. Rows that do not fit into memory are streamed, with one fold held out, and that round is the
-last. Either way no prediction that decides an epoch, the temperature or the threshold is of a row learned from.
+Rows that fit into memory are kept there. Each fold of them is held out in a round of its own. A final round learns from
+all rows, for the mean of the rounds' best numbers of epochs. Rows that do not fit into memory are streamed in a single
+round, which holds out one fold. In both cases the held-out rows that decide the number of epochs, the temperature and
+the threshold are never rows that the same round learned from.
 
-What the frozen tower makes of a row above the cut is the same in every epoch: of rows in memory it is made once. Of a
-row with several views one is learned from in each epoch, at random; the image itself is what is judged.
+The frozen tower's output for a row does not change between epochs. For rows in memory it is computed once. Where
+features hold several views of a row, training draws one at random in each epoch; held-out rows use the image itself.
 """
 
 import tempfile
@@ -25,33 +26,34 @@ from torch.nn.parallel import DistributedDataParallel
 
 from medfocus.pipeline.config import Config
 from medfocus.pipeline.models import model_files
-from medfocus.pipeline.training.state import TrainingState
+from medfocus.pipeline.training.state import HeldOutLogits, TrainingResult, TrainingState
 from medfocus.stages.prompt_settings import PromptSettings
 from medfocus.stages.prompted_clip import PromptedCLIP
 from medfocus.stages.tower import CachedTokens
 from medfocus.stages.tuning import TrainingBatch, anneal, train_epoch
 from medfocus.stages.weights import load_clip, load_tokenizer
 
-# Rows a worker shuffles among where it streams; what is kept in memory is shuffled whole.
+# Rows in the shuffle buffer of a worker that streams; rows in memory are shuffled as a whole.
 _SHUFFLED = 2048
-# Columns of a row that are the same for all of its views.
-_OF_A_ROW = ("target", "fold")
+# Columns with one value a row; all others have an axis of views.
+_COLUMNS_WITHOUT_VIEWS = ("target", "fold")
 
 Columns = dict[str, np.ndarray]
 Tensors = dict[str, torch.Tensor]
+TrainedModel = PromptedCLIP | DistributedDataParallel
 
 
 @dataclass(frozen=True)
 class TuningSpec:
-    """What a worker needs to know.
+    """What a worker receives from the driver.
 
     Args:
-        config: settled.
-        settings: of the learned part.
-        clip_identity: of the CLIP that made the features.
-        threads: of each worker.
-        rows: all that are labelled.
-        folds: number of parts where the rows are kept in memory, else 0.
+        config: configuration with resolved paths.
+        settings: settings of the prompts.
+        clip_identity: identity of the CLIP that made the features.
+        threads: number of threads of each worker.
+        rows: number of labelled rows.
+        folds: number of folds where the rows are kept in memory; 0 where they are streamed.
     """
 
     config: Config
@@ -63,221 +65,268 @@ class TuningSpec:
 
     @property
     def rounds(self) -> int:
+        """Number of rounds: one for each fold and a final one, or a single one where rows are streamed."""
         return self.folds + 1 if self.folds else 1
 
 
 class Rows(Protocol):
-    """A worker's rows of one part."""
+    """The training rows or the held-out rows of a worker."""
 
     def batches(self, size: int, seed: int | None = None) -> Iterator[Tensors]:
-        """The rows in batches as ``_remember`` makes them: by a seed shuffled, in any view; else in the first."""
+        """The rows in batches of tensors with the cached tokens in place of the tokens.
+
+        Args:
+            size: rows of a batch; the last one may be smaller.
+            seed: shuffles the rows and draws a view of each; None keeps the order and takes the image itself.
+        """
 
 
 class StreamedRows:
-    """Rows that are read from storage in every epoch."""
+    """Rows that are read from storage in every epoch.
 
-    def __init__(self, name: str, learned: PromptedCLIP):
+    Args:
+        name: name of the dataset.
+        model: model whose frozen tower processes the tokens.
+    """
+
+    def __init__(self, name: str, model: PromptedCLIP):
         self.shard = ray.train.get_dataset_shard(name)
-        self.learned = learned
+        self.model = model
 
     def batches(self, size: int, seed: int | None = None) -> Iterator[Tensors]:
+        """See ``Rows``; shuffles within a buffer."""
         shuffle = {} if seed is None else {"local_shuffle_buffer_size": max(size, _SHUFFLED)}
-        views = Views(seed)
+        views = ViewSampler(seed)
         for batch in self.shard.iter_batches(batch_size=size, batch_format="numpy", local_shuffle_seed=seed, **shuffle):
-            yield _remember(self.learned, views.choose(batch))
+            yield _cache_tokens(self.model, views.sample(batch))
 
 
-class KeptRows:
-    """Rows in memory."""
+class RowsInMemory:
+    """Rows that are kept in memory with all of their views.
+
+    Args:
+        columns: tensors [N, ...] of a class and a fold, and [N, V, ...] of everything else.
+    """
 
     def __init__(self, columns: Tensors):
         self.columns = columns
 
     def batches(self, size: int, seed: int | None = None) -> Iterator[Tensors]:
+        """See ``Rows``; shuffles all rows."""
         count = len(self.columns["target"])
-        views = Views(seed)
+        views = ViewSampler(seed)
         order = np.arange(count) if seed is None else np.random.default_rng(seed).permutation(count)
         for start in range(0, count, size):
-            yield views.choose(self.take(order[start : start + size]).columns)
+            yield views.sample(self.take(order[start : start + size]).columns)
 
-    def take(self, chosen: np.ndarray) -> "KeptRows":
-        return KeptRows({name: values[chosen] for name, values in self.columns.items()})
+    def take(self, rows: np.ndarray) -> "RowsInMemory":
+        """The rows at the given positions, int64 [n]."""
+        return RowsInMemory({name: values[rows] for name, values in self.columns.items()})
 
 
-class Views:
-    """Which view of each row is seen: any of them by a seed, the image itself without one."""
+class ViewSampler:
+    """Chooses a view of each row.
+
+    Args:
+        seed: seed of the draw among all views; None takes the first view, which is the image itself.
+    """
 
     def __init__(self, seed: int | None):
         self.random = None if seed is None else np.random.default_rng(seed)
 
-    def choose(self, rows: dict[str, Any]) -> dict[str, Any]:
-        """Rows without their axis of views, the second of all columns but the class and the fold."""
-        count, views = rows["focus"].shape[:2]
-        chosen = np.zeros(count, int) if self.random is None else self.random.integers(views, size=count)
-        each = np.arange(count)
-        return {name: value if name in _OF_A_ROW else value[each, chosen] for name, value in rows.items()}
+    def sample(self, columns: dict[str, Any]) -> dict[str, Any]:
+        """One view of each row: columns [N, V, ...] become [N, ...]; class and fold stay [N]."""
+        count, views = columns["focus"].shape[:2]
+        view = np.zeros(count, int) if self.random is None else self.random.integers(views, size=count)
+        row = np.arange(count)
+        return {
+            name: values if name in _COLUMNS_WITHOUT_VIEWS else values[row, view] for name, values in columns.items()
+        }
 
 
-def _remember(learned: PromptedCLIP, columns: Columns) -> Tensors:
-    """Rows as tensors on this worker's device, with what the frozen tower makes of their tokens in place of these."""
-    tensors = {name: torch.as_tensor(np.array(value), device=get_device()) for name, value in columns.items()}
-    for name in ("tokens", "region_tokens"):
-        if name in tensors:
-            tokens = tensors.pop(name)
-            every = tokens.shape[:-2]  # rows, or rows and their views
-            cls, memory = learned.cache_tokens(tokens.flatten(0, -3))
-            tensors |= {f"{name} cls": cls.unflatten(0, every), f"{name} memory": memory.half().unflatten(0, every)}
-    return tensors
+class FoldRows:
+    """The training rows and the held-out rows of each round.
 
+    Args:
+        spec: number of folds and size of a batch.
+        model: model whose frozen tower processes the tokens.
+    """
 
-class Parts:
-    """What each round learns from and what it holds out."""
-
-    def __init__(self, tuning: TuningSpec, learned: PromptedCLIP):
-        self.folds, self.learned = tuning.folds, learned
+    def __init__(self, spec: TuningSpec, model: PromptedCLIP):
+        self.folds, self.model = spec.folds, model
         if self.folds:
             stream = ray.train.get_dataset_shard("rows")
-            size = tuning.config.train.batch_size
             blocks = [
-                {name: value.cpu() for name, value in _remember(learned, batch).items()}
-                for batch in stream.iter_batches(batch_size=size, batch_format="numpy")
+                {name: values.cpu() for name, values in _cache_tokens(model, batch).items()}
+                for batch in stream.iter_batches(batch_size=spec.config.train.batch_size, batch_format="numpy")
             ]
-            self.rows = KeptRows({name: torch.cat([block[name] for block in blocks]) for name in blocks[0]})
+            self.rows = RowsInMemory({name: torch.cat([block[name] for block in blocks]) for name in blocks[0]})
 
-    def of(self, number: int) -> tuple[Rows, Rows | None]:
-        """Training rows, this worker's share, and held-out rows, the same for all; none in the last of many rounds."""
+    def split(self, number: int) -> tuple[Rows, Rows | None]:
+        """The rows of a round.
+
+        Args:
+            number: number of the round, which is that of its held-out fold.
+
+        Returns:
+            This worker's share of the training rows, and the held-out rows, the same for all workers; None in the
+            final round on all rows.
+        """
         if not self.folds:
-            return StreamedRows("training", self.learned), StreamedRows("held_out", self.learned)
+            return StreamedRows("training", self.model), StreamedRows("held_out", self.model)
         fold = self.rows.columns["fold"].numpy()
         context = ray.train.get_context()
-        chosen = np.flatnonzero(fold != number)
-        # Shares of one size: workers wait for each other at every step.
-        each = len(chosen) // context.get_world_size()
-        training = self.rows.take(chosen[context.get_world_rank() :: context.get_world_size()][:each])
-        return training, self.rows.take(np.flatnonzero(fold == number)) if number < self.folds else None
+        training = np.flatnonzero(fold != number)
+        # All shares have the same size: workers wait for each other at every step.
+        size = len(training) // context.get_world_size()
+        share = training[context.get_world_rank() :: context.get_world_size()][:size]
+        held_out = self.rows.take(np.flatnonzero(fold == number)) if number < self.folds else None
+        return self.rows.take(share), held_out
 
 
-def tune(options: dict[str, Any]) -> dict[str, Any]:
-    """Tune the prompts, round after round; every worker runs this.
+def tune(options: dict[str, Any]) -> TrainingResult:
+    """Tune the prompts in all rounds; every worker runs this.
+
+    Args:
+        options: ``tuning`` is the ``TuningSpec``.
 
     Returns:
-        The learned state, the progress, and what the rounds said of their held-out rows.
+        The learned state, the history, and the held-out logits of the rounds.
+
+    Raises:
+        MedFocusError: this node has another CLIP than the one that made the features.
     """
-    tuning: TuningSpec = options["tuning"]
-    torch.set_num_threads(tuning.threads)
-    model = _build(tuning)
-    learned = _learned(model)
-    optimizer = _optimizer(learned, tuning)
-    progress = TrainingState.beginning(learned.learned_state())
+    spec: TuningSpec = options["tuning"]
+    torch.set_num_threads(spec.threads)
+    model = _build(spec)
+    prompted = _unwrap(model)
+    optimizer = _optimizer(prompted, spec)
+    state = TrainingState.begin(prompted.learned_state())
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
-            progress = TrainingState.load(Path(folder), learned, optimizer)
-    resumed = progress.epochs_done
-    parts = Parts(tuning, learned)
+            state = TrainingState.load(Path(folder), prompted, optimizer)
+    resumed_epochs = state.total_epochs
+    rows = FoldRows(spec, prompted)
     while True:
-        _round(model, optimizer, parts.of(progress.round), tuning, progress)
-        if progress.round + 1 == tuning.rounds:
+        _run_round(model, optimizer, rows.split(state.round), spec, state)
+        if state.round + 1 == spec.rounds:
             break
-        progress.next_round()
-        learned.load_learned(progress.initial)
-        optimizer = _optimizer(learned, tuning)
-    return progress.outcome() | {"resumed_epochs": resumed}
+        state.next_round()
+        prompted.load_learned(state.initial)
+        optimizer = _optimizer(prompted, spec)
+    return state.result(resumed_epochs)
 
 
-def _round(
-    model: PromptedCLIP | DistributedDataParallel,
+def _run_round(
+    model: TrainedModel,
     optimizer: torch.optim.Optimizer,
-    parts: tuple[Rows, Rows | None],
-    tuning: TuningSpec,
-    progress: TrainingState,
+    rows: tuple[Rows, Rows | None],
+    spec: TuningSpec,
+    state: TrainingState,
 ) -> None:
-    """Learn until the held-out loss no longer falls, or, with nothing held out, for as long as was best before."""
-    train = tuning.config.train
-    training, held_out = parts
-    while not progress.ended(train.epochs, train.patience, alone=held_out is None):
-        anneal(optimizer, progress.epoch / train.epochs)
-        loss = _train_epoch(model, optimizer, training, tuning, progress.epoch)
-        logits, targets = _judge(model, held_out, tuning) if held_out else (None, None)
-        progress.add_epoch(loss, logits, targets, _learned(model).learned_state())
-        _report(_learned(model), optimizer, progress)
+    """Train until the held-out loss no longer falls; with nothing held out, for the other rounds' best number."""
+    train = spec.config.train
+    training, held_out = rows
+    while not state.round_is_over(train.epochs, train.patience, holds_out=held_out is not None):
+        anneal(optimizer, state.epoch / train.epochs)
+        loss = _train_epoch(model, optimizer, training, spec, state.epoch)
+        logits = _held_out_logits(model, held_out, spec) if held_out else None
+        state.add_epoch(loss, logits, _unwrap(model).learned_state())
+        _report(_unwrap(model), optimizer, state)
 
 
-def _build(tuning: TuningSpec) -> PromptedCLIP | DistributedDataParallel:
-    config = tuning.config
-    source = model_files.resolve_clip(config.clip, config.storage)
-    model_files.check_identity(source, tuning.clip_identity, "clip")
-    clip = load_clip(source.model, source.checkpoint, source.preprocess)
-    torch.manual_seed(config.seed)  # the same first prompts on every worker
-    return prepare_model(PromptedCLIP(clip, load_tokenizer(source.model), tuning.settings))
+def _build(spec: TuningSpec) -> TrainedModel:
+    """The model with its initial prompts, which are the same on every worker."""
+    config = spec.config
+    clip_files = model_files.resolve_clip(config.clip, config.storage)
+    model_files.check_identity(clip_files, spec.clip_identity, "clip")
+    clip = load_clip(clip_files.model, clip_files.checkpoint, clip_files.preprocess)
+    torch.manual_seed(config.seed)
+    return prepare_model(PromptedCLIP(clip, load_tokenizer(clip_files.model), spec.settings))
 
 
-def _optimizer(learned: PromptedCLIP, tuning: TuningSpec) -> torch.optim.Optimizer:
-    train = tuning.config.train
-    return torch.optim.AdamW(learned.parameter_groups(train.learning_rate), weight_decay=train.weight_decay)
+def _optimizer(model: PromptedCLIP, spec: TuningSpec) -> torch.optim.Optimizer:
+    train = spec.config.train
+    return torch.optim.AdamW(model.parameter_groups(train.learning_rate), weight_decay=train.weight_decay)
 
 
-def _learned(model: PromptedCLIP | DistributedDataParallel) -> PromptedCLIP:
+def _unwrap(model: TrainedModel) -> PromptedCLIP:
+    """The model itself, where Ray has wrapped it for several workers."""
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
-def _shown(batch: Tensors) -> TrainingBatch:
-    tensors = {name: value.to(get_device()) for name, value in batch.items()}
-    seen = {
+def _cache_tokens(model: PromptedCLIP, columns: Columns) -> Tensors:
+    """The columns as tensors on this worker's device; the frozen tower's keys and values take the place of tokens."""
+    tensors = {name: torch.as_tensor(np.array(values), device=get_device()) for name, values in columns.items()}
+    for name in ("tokens", "region_tokens"):
+        if name in tensors:
+            tokens = tensors.pop(name)
+            leading = tokens.shape[:-2]  # rows, or rows and views
+            cls, memory = model.cache_tokens(tokens.flatten(0, -3))
+            tensors |= {f"{name} cls": cls.unflatten(0, leading), f"{name} memory": memory.half().unflatten(0, leading)}
+    return tensors
+
+
+def _training_batch(columns: Tensors) -> TrainingBatch:
+    """A batch of ``Rows`` as the model takes it, on this worker's device."""
+    tensors = {name: values.to(get_device()) for name, values in columns.items()}
+    cached = {
         name: CachedTokens(tensors[f"{name} cls"], tensors[f"{name} memory"].float())
         for name in ("tokens", "region_tokens")
         if f"{name} cls" in tensors
     }
-    return TrainingBatch(seen["tokens"], tensors["focus"], seen.get("region_tokens"), tensors["target"])
+    return TrainingBatch(cached["tokens"], tensors["focus"], cached.get("region_tokens"), tensors["target"])
 
 
-def _logits(model: PromptedCLIP | DistributedDataParallel, shown: TrainingBatch) -> torch.Tensor:
-    return _learned(model).logits(*model(shown.whole, shown.focus, shown.region))
+def _logits(model: TrainedModel, batch: TrainingBatch) -> torch.Tensor:
+    return _unwrap(model).logits(*model(batch.whole, batch.focus, batch.region))
 
 
 def _train_epoch(
-    model: PromptedCLIP | DistributedDataParallel,
+    model: TrainedModel,
     optimizer: torch.optim.Optimizer,
     rows: Rows,
-    tuning: TuningSpec,
+    spec: TuningSpec,
     epoch: int,
 ) -> float:
-    config = tuning.config
+    """Train one epoch; returns the mean loss of the batches of all workers."""
+    config = spec.config
     model.train()
-    batches = map(_shown, rows.batches(config.train.batch_size, config.seed + epoch))
-    prior = partial(_learned(model).prior, tuning.rows)
-    done = train_epoch(partial(_logits, model), optimizer, batches, config.train.contrastive_weight, prior)
-    total, steps = _sum_over_workers(*done)
-    return total / steps
+    batches = map(_training_batch, rows.batches(config.train.batch_size, config.seed + epoch))
+    prior = partial(_unwrap(model).prior, spec.rows)
+    loss, steps = train_epoch(partial(_logits, model), optimizer, batches, config.train.contrastive_weight, prior)
+    total_loss, total_steps = _sum_over_workers(loss, steps)
+    return total_loss / total_steps
 
 
 @torch.inference_mode()
-def _judge(
-    model: PromptedCLIP | DistributedDataParallel, rows: Rows, tuning: TuningSpec
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits float32 [N, C] and targets int64 [N] of the held-out rows, all of which every worker has."""
+def _held_out_logits(model: TrainedModel, rows: Rows, spec: TuningSpec) -> HeldOutLogits:
+    """Logits and classes of the held-out rows, on the CPU; every worker has all of these rows."""
     model.eval()
-    shown = map(_shown, rows.batches(tuning.config.train.batch_size))
-    parts = [(_logits(_learned(model), batch), batch.target) for batch in shown]
-    logits, targets = (torch.cat(column) for column in zip(*parts, strict=True))
+    batches = map(_training_batch, rows.batches(spec.config.train.batch_size))
+    predictions = [(_logits(_unwrap(model), batch), batch.target) for batch in batches]
+    logits, targets = (torch.cat(column) for column in zip(*predictions, strict=True))
     if ray.train.get_context().get_world_size() > 1:
-        torch.distributed.broadcast(logits, 0)  # workers that differed in the last bit could disagree on when to stop
-    return logits.cpu(), targets.cpu()
+        torch.distributed.broadcast(
+            logits, 0
+        )  # a difference in the last bit could let workers stop at different epochs
+    return HeldOutLogits(logits.cpu(), targets.cpu())
 
 
 def _sum_over_workers(*values: float) -> list[float]:
     if ray.train.get_context().get_world_size() == 1:
         return list(values)
-    summed = torch.tensor(values, dtype=torch.float64, device=get_device())
-    torch.distributed.all_reduce(summed)
-    return summed.tolist()
+    totals = torch.tensor(values, dtype=torch.float64, device=get_device())
+    torch.distributed.all_reduce(totals)
+    return totals.tolist()
 
 
-def _report(learned: PromptedCLIP, optimizer: torch.optim.Optimizer, progress: TrainingState) -> None:
-    """Report the epoch; rank 0 adds the checkpoint."""
+def _report(model: PromptedCLIP, optimizer: torch.optim.Optimizer, state: TrainingState) -> None:
+    """Report the latest epoch to Ray Train; rank 0 adds the checkpoint."""
     if ray.train.get_context().get_world_rank() != 0:
-        ray.train.report(progress.history[-1])
+        ray.train.report(state.history[-1])
         return
     with tempfile.TemporaryDirectory() as folder:
-        progress.save(Path(folder), learned, optimizer)
-        ray.train.report(progress.history[-1], checkpoint=Checkpoint.from_directory(folder))
+        state.save(Path(folder), model, optimizer)
+        ray.train.report(state.history[-1], checkpoint=Checkpoint.from_directory(folder))

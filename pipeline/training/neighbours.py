@@ -1,11 +1,11 @@
-"""Images that may be of one patient, found by the tokens that ``embed`` stored.
+"""Finds images that may be of one patient, by the tokens that ``embed`` stored.
 
-Slices of one patient look alike. Where no patient is known, images that are more alike than images of different
-patients are taken as of one patient when the rows are split into folds.
+Slices of one patient look similar. Where the patient of an image is not known, ``folds`` treats images as of one
+patient if they are more similar than images of different patients usually are.
 
-An image is compared by the layout of its patch tokens: a sparse random projection of all of them (scikit-learn's, after
-Li, Hastie and Church 2006), then the principal components scaled to equal variance, then the cosine. The scaling takes
-away what most images of an archive have in common, such as the outline of a head. ``docs/held-out.md`` compares this
+The similarity of two images is a cosine. All patch tokens of an image are reduced by a sparse random projection
+(scikit-learn's, after Li, Hastie and Church 2006), then to principal components of equal variance. The scaling removes
+what most images of an archive have in common, such as the outline of a head. ``docs/held-out.md`` compares this measure
 with hashes of pixels and with other tokens.
 """
 
@@ -24,28 +24,28 @@ from sklearn.random_projection import SparseRandomProjection
 from medfocus.pipeline.data import records
 from medfocus.pipeline.data.storage import Location
 
-# Numbers that are kept of the tokens of an image, and principal components of these that are compared.
+# Dimensions after the random projection of an image's tokens, and principal components that are compared.
 _PROJECTED, _COMPONENTS = 512, 64
-# Fewer different images than this do not tell how alike two patients are.
+# With fewer different images, the usual similarity of two patients cannot be estimated.
 _FEWEST = 16
-# Most near-duplicates that an image brings in; a group can be larger, since near-duplicates have their own.
+# Most near-duplicates of one image; a group can be larger, since near-duplicates have near-duplicates of their own.
 _NEAREST = 10
-# Ranks of neighbours that are taken as of other patients, and the fewest images for which these ranks are a tail.
+# Ranks of neighbours that are assumed to be of other patients, and the fewest images for which the assumption serves.
 _NEAR_RANK, _FAR_RANK, _FEWEST_FOR_RANKS = 10, 40, 80
-# Share of images that may be taken as near-duplicates of another patient's, and how many images measure it.
+# Share of images that may be mistaken for near-duplicates of another patient's, and images that estimate it.
 _FALSE_SHARE, _SAMPLE = 0.05, 2000
-# Files read at once, and rows of a file in memory at once.
+# Files that are read at the same time, and rows of each file in memory.
 _READERS, _ROWS = 4, 64
 
 
 @dataclass(frozen=True)
 class Sketches:
-    """What is compared of N images.
+    """Short descriptions of N images, which are compared in place of the tokens.
 
     Args:
-        image_ids: N names.
+        image_ids: ``image_id`` of each image.
         values: float32 [N, P], the projected patch tokens.
-        digests: N digests of the tokens; two that are equal are of one picture.
+        digests: digest of the tokens of each image; identical images have equal digests.
     """
 
     image_ids: Sequence[str]
@@ -54,7 +54,13 @@ class Sketches:
 
 
 class Pair(NamedTuple):
-    """Two images that may be of one patient; ``identical`` if they are the same picture."""
+    """Two images that may be of one patient.
+
+    Args:
+        first: ``image_id`` of one image.
+        second: ``image_id`` of the other.
+        identical: whether their tokens are equal.
+    """
 
     first: str
     second: str
@@ -66,8 +72,8 @@ class Neighbours:
     """Images that may be of one patient.
 
     Args:
-        pairs: identical pictures first, then the most alike first.
-        compared: whether there were enough images to tell what a near-duplicate is; if not, only identical ones count.
+        pairs: pairs of identical images, then the others, the most similar first.
+        compared: whether there were enough images to recognise near-duplicates; if not, all pairs are identical images.
     """
 
     pairs: Sequence[Pair] = ()
@@ -75,10 +81,10 @@ class Neighbours:
 
 
 def read_sketches(rows: Location) -> Sketches:
-    """Sketches of all feature rows below a place; the tokens are read once and not kept.
+    """Read the sketches of all feature rows; the tokens are read once and not kept.
 
     Args:
-        rows: folder of feature files, one at least.
+        rows: folder with at least one feature file.
 
     Raises:
         UsageError: a file holds no feature rows.
@@ -125,32 +131,32 @@ def _read_file(file: Location, projection: SparseRandomProjection) -> Sketches:
 
 
 def find_neighbours(sketches: Sketches, labels: Mapping[str, str]) -> Neighbours:
-    """Pairs of images that may be of one patient.
+    """Find pairs of images that may be of one patient.
 
-    Two images are near-duplicates if their cosine is above a threshold that follows the archive. It is the lower of two
-    estimates of the cosine that only one in twenty images exceeds with an image of another patient:
+    Two images are near-duplicates if their cosine is above a threshold, which is estimated from the archive: only one
+    in twenty images should exceed it with an image of another patient. The threshold is the lower of two estimates:
 
-    * the cosine of an image and the nearest image of another class, since most patients have one class;
-    * the cosine that an image's 10th and 40th neighbours let expect of its nearest, if all were of other patients: the
-      cosines of the nearest of many fall with the logarithm of their rank. This one serves where patients have images
-      of several classes.
+    * from the cosine of each image and the nearest image of another class, since most patients have one class;
+    * from the cosines of each image's 10th and 40th neighbours, which are assumed to be of other patients. Such cosines
+      fall with the logarithm of the rank, which gives the cosine of the nearest image of another patient. This estimate
+      serves where patients have images of several classes.
 
-    The order of the rows does not matter. Memory is that of ``values`` and of some 50 numbers an image.
+    The order of the rows does not matter. Memory is that of ``values`` and of about 50 numbers an image.
 
     Args:
-        sketches: of all images.
+        sketches: sketches of all images.
         labels: class of each image by its ``image_id``.
 
     Returns:
-        The pairs; a picture that is there n times gives n - 1 identical ones.
+        The pairs; n copies of an image give n - 1 identical pairs.
     """
     order = np.argsort(np.array(sketches.image_ids, dtype=object), kind="stable")
     images = [sketches.image_ids[row] for row in order]
-    _, first, which = np.unique([sketches.digests[row] for row in order], return_index=True, return_inverse=True)
+    _, first, content = np.unique([sketches.digests[row] for row in order], return_index=True, return_inverse=True)
     pairs = [
-        Pair(images[first[which[row]]], images[row], True) for row in range(len(images)) if first[which[row]] != row
+        Pair(images[first[content[row]]], images[row], True) for row in range(len(images)) if first[content[row]] != row
     ]
-    different = np.sort(first)  # one row of each picture
+    different = np.sort(first)  # one row of each set of identical images
     if len(different) < _FEWEST:
         return Neighbours(pairs)
     directions = _directions(sketches.values[order[different]])
@@ -159,54 +165,54 @@ def find_neighbours(sketches: Sketches, labels: Mapping[str, str]) -> Neighbours
     threshold = min(_between_classes(directions, classes), _beyond_ranks(cosines))
     row, place = np.nonzero(cosines[:, :_NEAREST] > threshold)
     near = np.sort(np.stack([row, neighbours[row, place]], axis=1), axis=1)
-    near, once = np.unique(near, axis=0, return_index=True)
-    alike = cosines[row, place][once]
-    for one, other in different[near[np.argsort(-alike, kind="stable")]]:
+    near, unique = np.unique(near, axis=0, return_index=True)
+    similarity = cosines[row, place][unique]
+    for one, other in different[near[np.argsort(-similarity, kind="stable")]]:
         pairs.append(Pair(images[one], images[other], False))
     return Neighbours(pairs, compared=True)
 
 
 def _directions(values: np.ndarray) -> np.ndarray:
-    """Unit vectors float32 [N, k] whose cosines tell how alike the images are; zero for one that is the mean image."""
+    """Unit vectors float32 [N, k] whose cosines are the similarities of images; zero for the mean image."""
     pca = PCA(min(_COMPONENTS, len(values) // 3), svd_solver="covariance_eigh").fit(values)
-    kept = pca.explained_variance_ > 1e-6 * max(pca.explained_variance_[0], 1e-12)
-    scores = pca.transform(values)[:, kept] / np.sqrt(pca.explained_variance_[kept])
+    component = pca.explained_variance_ > 1e-6 * max(pca.explained_variance_[0], 1e-12)
+    scores = pca.transform(values)[:, component] / np.sqrt(pca.explained_variance_[component])
     lengths = np.linalg.norm(scores, axis=1, keepdims=True)
     return np.divide(scores, lengths, out=np.zeros_like(scores), where=lengths > 0).astype(np.float32)
 
 
 def _cosines(distances: np.ndarray) -> np.ndarray:
-    """Of unit vectors so far apart."""
+    """Cosines of unit vectors at the given Euclidean distances."""
     return 1 - distances**2 / 2
 
 
 def _nearest(directions: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cosine and row of the nearest other rows of each row, the nearest first: [N, count] each."""
+    """Cosines and positions of each row's nearest other rows, the nearest first: [N, count] each."""
     search = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(directions)
-    distances, rows = search.kneighbors()  # without an argument, no row is its own neighbour
+    distances, rows = search.kneighbors()  # without an argument, a row is not its own neighbour
     return _cosines(distances), rows
 
 
 def _between_classes(directions: np.ndarray, classes: np.ndarray) -> float:
     """The cosine that one in twenty images exceeds with an image of another class; 1 if there is one class.
 
-    Rows of a class that holds more than half of all are left out: they have few others to be near to.
+    Rows of a class that holds more than half of all rows are left out: few rows are of another class.
     """
     sizes = np.bincount(classes)
-    asked = np.flatnonzero(sizes[classes] <= len(classes) / 2)
-    if not len(asked):
+    sample = np.flatnonzero(sizes[classes] <= len(classes) / 2)
+    if not len(sample):
         return 1.0
-    if len(asked) > _SAMPLE:
-        asked = np.sort(np.random.default_rng(0).choice(asked, _SAMPLE, replace=False))
+    if len(sample) > _SAMPLE:
+        sample = np.sort(np.random.default_rng(0).choice(sample, _SAMPLE, replace=False))
     nearest = []
-    for one in np.unique(classes[asked]):
+    for one in np.unique(classes[sample]):
         search = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(directions[classes != one])
-        nearest.append(_cosines(search.kneighbors(directions[asked[classes[asked] == one]])[0][:, 0]))
+        nearest.append(_cosines(search.kneighbors(directions[sample[classes[sample] == one]])[0][:, 0]))
     return float(np.quantile(np.concatenate(nearest), 1 - _FALSE_SHARE))
 
 
 def _beyond_ranks(cosines: np.ndarray) -> float:
-    """The cosine of the nearest that one in twenty images would exceed if no neighbour were of its patient."""
+    """The cosine with its nearest image that one in twenty images would exceed if no neighbour were of its patient."""
     if len(cosines) < _FEWEST_FOR_RANKS:
         return 1.0
     near, far = cosines[:, _NEAR_RANK - 1], cosines[:, _FAR_RANK - 1]

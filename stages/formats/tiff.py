@@ -219,8 +219,9 @@ def _looked_up(page: TiffPage, places: np.ndarray) -> np.ndarray:
         raise ImageError("Undecodable", "the TIFF has a palette without a colour map")
     if places.size and int(places.max()) >= colours.shape[1]:
         raise ImageError("Undecodable", "the TIFF has samples outside of its colour map")
-    shown = (colours if colours.max() < 256 else colours >> 8).astype(np.uint8)
-    return shown.T[places]
+    table: np.ndarray = (colours if colours.max() < 256 else colours >> 8).astype(np.uint8)
+    looked_up: np.ndarray = table.T[places]
+    return looked_up
 
 
 def _rgb_of_lab(samples: np.ndarray, *, signed: bool) -> np.ndarray:

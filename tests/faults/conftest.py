@@ -9,7 +9,7 @@ import pytest
 
 from medfocus.pipeline.commands import embed, pack, train
 from medfocus.pipeline.config import load_config
-from tests.faults.injection import Scoring
+from tests.faults.injection import ScoreCommand
 
 COUNT, ROWS_PER_SHARD = 48, 6
 SETTINGS = ["segment.points_per_side=2", "score.max_quarantined=0.5"]
@@ -17,7 +17,7 @@ SETTINGS = ["segment.points_per_side=2", "score.max_quarantined=0.5"]
 
 @pytest.fixture(scope="session")
 def archive(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> SimpleNamespace:
-    """Phantoms in eight shards and a model trained on them; nothing is scored yet."""
+    """Phantoms in eight shards and a model trained on them, without any output of ``score``."""
     root = tmp_path_factory.mktemp("faults")
     subprocess.run([sys.executable, "-m", "medfocus.starter.phantoms", str(root), "--count", str(COUNT)], check=True)
     settings = [*SETTINGS, f"work={root / 'work'}", f"pack.rows_per_shard={ROWS_PER_SHARD}", "train.epochs=2"]
@@ -31,24 +31,24 @@ def archive(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Simp
 
 @pytest.fixture(scope="session")
 def undisturbed(archive: SimpleNamespace) -> dict[str, dict]:
-    """The predictions of a run that nothing disturbs, by image."""
-    scoring = _scoring(archive, archive.root / "undisturbed")
-    scoring.finish()
-    return {row["image_id"]: row for row in scoring.rows("predictions")}
+    """The predictions of an undisturbed run, by ``image_id``."""
+    command = _command(archive, archive.root / "undisturbed")
+    command.finish()
+    return {row["image_id"]: row for row in command.rows("predictions")}
 
 
 @pytest.fixture
-def scoring(archive: SimpleNamespace, tmp_path: Path) -> Scoring:
-    """A run of its own over the archive."""
-    return _scoring(archive, tmp_path / "out")
+def command(archive: SimpleNamespace, tmp_path: Path) -> ScoreCommand:
+    """A command over the archive, with an output of its own."""
+    return _command(archive, tmp_path / "out")
 
 
 @pytest.fixture
-def scoring_own_shards(scoring: Scoring, tmp_path: Path) -> Scoring:
-    """The run over a copy of the shards, which may be spoiled."""
-    shutil.copytree(scoring.shards, tmp_path / "shards")
-    return replace(scoring, shards=str(tmp_path / "shards"))
+def command_with_own_shards(command: ScoreCommand, tmp_path: Path) -> ScoreCommand:
+    """A command over a copy of the shards, which the test may damage."""
+    shutil.copytree(command.shards, tmp_path / "shards")
+    return replace(command, shards=str(tmp_path / "shards"))
 
 
-def _scoring(archive: SimpleNamespace, out: Path) -> Scoring:
-    return Scoring(archive.shards, str(out), archive.model, [*SETTINGS, f"work={archive.root / 'work'}"])
+def _command(archive: SimpleNamespace, out: Path) -> ScoreCommand:
+    return ScoreCommand(archive.shards, str(out), archive.model, [*SETTINGS, f"work={archive.root / 'work'}"])

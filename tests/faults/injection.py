@@ -1,4 +1,7 @@
-"""What breaks a run, and what must be true after it: shared by the tests of faults and their benchmark."""
+"""Injects faults into ``score`` and compares its output with an undisturbed run's.
+
+The tests of faults and ``benchmarks.faults`` share it.
+"""
 
 import http.client
 import json
@@ -27,13 +30,21 @@ from medfocus.pipeline.config import StorageSection
 from medfocus.pipeline.data.storage import locate
 
 HOOKS = Path(__file__).parent / "hooks"
-# Longest time that a run may take before a test gives it up.
-_PATIENCE = 300.0
+# Longest time of a run, in seconds; then the test fails.
+_TIMEOUT = 300.0
 
 
 @dataclass
-class Scoring:
-    """One archive, one model, one output: the same call, however often it is broken off."""
+class ScoreCommand:
+    """One call of ``medfocus score``, which can be run again after an interruption.
+
+    Args:
+        shards: path or URI of the shards.
+        out: path or URI of the output.
+        model: URI of the model.
+        settings: ``section.key=value`` settings.
+        environment: variables that are added to the process's own.
+    """
 
     shards: str
     out: str
@@ -41,13 +52,13 @@ class Scoring:
     settings: list[str]
     environment: dict[str, str] = field(default_factory=dict)
 
-    def start(self, *more: str) -> subprocess.Popen[str]:
-        """The command in a process group of its own, which takes its Ray with it."""
+    def start(self, *options: str) -> subprocess.Popen[str]:
+        """Start the command in a process group of its own, which includes the Ray that it starts."""
         settings = [part for setting in self.settings for part in ("--set", setting)]
         command = [sys.executable, "-m", "medfocus", "score", self.shards, self.out, "--model", self.model]
         path = os.pathsep.join([str(HOOKS), os.environ.get("PYTHONPATH", "")])
         return subprocess.Popen(
-            [*command, *settings, *more, "--json"],
+            [*command, *settings, *options, "--json"],
             env={**os.environ, "PYTHONPATH": path, **self.environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -55,57 +66,64 @@ class Scoring:
             start_new_session=True,
         )
 
-    def finish(self, *more: str, code: int = 0) -> dict[str, Any]:
-        """Run the command to its end; its result, and as ``stderr`` what it told."""
-        return ended(self.start(*more), code)
+    def finish(self, *options: str, code: int = 0) -> dict[str, Any]:
+        """Run the command to its end; see ``wait_for_result``."""
+        return wait_for_result(self.start(*options), code)
 
     def parts(self) -> int:
-        """Shards whose predictions are there."""
+        """Number of shards whose predictions are committed."""
         return len((locate(self.out, StorageSection()) / "predictions").files(".parquet"))
 
     def rows(self, kind: str) -> list[dict[str, Any]]:
+        """All rows of ``predictions`` or ``quarantine``."""
         place = locate(self.out, StorageSection()) / kind
         tables = [pq.read_table((place / name).path, filesystem=place.filesystem) for name in place.files(".parquet")]
         return [row for table in tables for row in table.to_pylist()]
 
 
-def ended(process: subprocess.Popen[str], code: int = 0) -> dict[str, Any]:
-    """The result of a command that must end with an exit code."""
-    out, told = process.communicate(timeout=_PATIENCE)
-    assert process.returncode == code, f"exit {process.returncode}: {told[-2000:]}"
+def wait_for_result(process: subprocess.Popen[str], code: int = 0) -> dict[str, Any]:
+    """Wait for a command that must end with an exit code.
+
+    Returns:
+        Its JSON result, empty where it failed, with the text of its stderr as ``stderr``.
+    """
+    out, stderr = process.communicate(timeout=_TIMEOUT)
+    assert process.returncode == code, f"exit {process.returncode}: {stderr[-2000:]}"
     result = json.loads(out.splitlines()[-1]) if code in (0, 3) else {}
-    return {**result, "stderr": told}
+    return {**result, "stderr": stderr}
 
 
 def kill(process: subprocess.Popen[str]) -> None:
-    """SIGKILL for the driver and all that it started."""
+    """Send SIGKILL to the driver and to all processes that it started."""
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
 
 
-def wait_until(moment: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + _PATIENCE
-    while not moment():
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Wait until a condition holds; fail where the process ends before."""
+    deadline = time.monotonic() + _TIMEOUT
+    while not condition():
         assert process.poll() is None, f"the run ended too early: {process.communicate()[1][-2000:]}"
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
 def workers(process: subprocess.Popen[str], name: str) -> list[psutil.Process]:
-    """Ray's worker processes below a driver whose title holds a name."""
-    found = []
+    """Descendants of a driver with ``name`` in their command line, which for Ray's workers is their title."""
+    processes = []
     for child in psutil.Process(process.pid).children(recursive=True):
         try:
             if any(name in part for part in child.cmdline()):
-                found.append(child)
+                processes.append(child)
         except psutil.Error:  # it has just ended
             continue
-    return found
+    return processes
 
 
-def kill_at_work(process: subprocess.Popen[str], actor: str) -> int:
-    """SIGKILL for the actors of a class, at a moment when one of them works; how many there were."""
-    wait_until(lambda: bool(workers(process, f"{actor})).")), process)  # the method is in the title while it runs
+def kill_busy_actors(process: subprocess.Popen[str], actor: str) -> int:
+    """Send SIGKILL to all actors of a class while one of them is busy; their number."""
+    # While a method runs, its name follows that of the class in the title.
+    wait_until(lambda: bool(workers(process, f"{actor})).")), process)
     victims = workers(process, actor)
     for victim in victims:
         victim.kill()
@@ -113,24 +131,38 @@ def kill_at_work(process: subprocess.Popen[str], actor: str) -> int:
 
 
 @dataclass(frozen=True)
-class Account:
-    """Images that an output has not, or has more than once; and predictions that differ from an undisturbed run's."""
+class OutputDifference:
+    """How an output differs from an undisturbed run's.
+
+    Args:
+        lost: number of images in neither predictions nor quarantine.
+        doubled: number of rows beyond the first one of their image.
+        different: number of predictions that are not the undisturbed run's.
+    """
 
     lost: int
     doubled: int
     different: int
 
 
-ALL_WELL = Account(lost=0, doubled=0, different=0)
+NO_DIFFERENCE = OutputDifference(lost=0, doubled=0, different=0)
 
 
-def account(scoring: Scoring, images: set[str], reference: Mapping[str, dict[str, Any]]) -> Account:
-    """Hold an output against the images that went in and the predictions of an undisturbed run."""
-    predicted = scoring.rows("predictions")
-    count = Counter(row["image_id"] for row in [*predicted, *scoring.rows("quarantine")])
+def compare_output(
+    command: ScoreCommand, images: set[str], reference: Mapping[str, dict[str, Any]]
+) -> OutputDifference:
+    """Compare the output of a command with the images that it read and with an undisturbed run.
+
+    Args:
+        command: the command, after its last run.
+        images: every ``image_id`` in its shards.
+        reference: prediction rows of the undisturbed run, by ``image_id``.
+    """
+    predicted = command.rows("predictions")
+    count = Counter(row["image_id"] for row in [*predicted, *command.rows("quarantine")])
     different = sum(not _same(row, reference[row["image_id"]]) for row in predicted if row["image_id"] in reference)
     doubled = sum(times - 1 for times in count.values())
-    return Account(lost=len(images - set(count)), doubled=doubled, different=different)
+    return OutputDifference(lost=len(images - set(count)), doubled=doubled, different=different)
 
 
 def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -139,17 +171,17 @@ def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Passes requests on, but for those that the server's dice let fail."""
+    """Forwards requests, except those that the server chooses to fail."""
 
     protocol_version = "HTTP/1.1"
     server: "Proxy"
 
-    def _pass_on(self) -> None:
+    def _forward(self) -> None:
         body = self._body()
-        fault = self.server.roll()
+        fault = self.server.choose_fault()
         if fault == "reset":
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.connection.shutdown(socket.SHUT_RDWR)  # closing alone waits for the files on it
+            self.connection.shutdown(socket.SHUT_RDWR)  # close() alone would wait for the open files
             self.close_connection = True
             return
         if fault == "slow":
@@ -170,7 +202,7 @@ class _Handler(BaseHTTPRequestHandler):
         inner.close()
 
     def _body(self) -> bytes:
-        """What the request carries: of a stated length, or in chunks that end with an empty one."""
+        """The request's body: of a stated length, or in chunks, of which the last is empty."""
         if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
             return self.rfile.read(int(self.headers.get("Content-Length", 0)))
         parts = []
@@ -192,9 +224,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self.server.bytes_sent += len(content)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: what fails here is meant to."""
+        """Logs nothing: the failures are intended."""
 
-    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass_on  # noqa: N815  http.server's names
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _forward  # noqa: N815  http.server's names
 
 
 _STATUS = {"SlowDown": 503, "InternalError": 500, "ExpiredToken": 400}
@@ -204,8 +236,13 @@ _HOP_BY_HOP = {"connection", "transfer-encoding", "content-length", "server", "d
 class Proxy(ThreadingHTTPServer):
     """A proxy before an S3 server that fails a share of requests: 503 SlowDown, 500, a reset, or a second late.
 
-    ``bytes_sent`` counts the content of its answers. With ``expired`` set, credentials are refused as those that have
-    expired, whatever is asked.
+    ``faults`` counts the failures by kind, and ``bytes_sent`` the bytes of the answers' bodies. While ``expired`` is
+    set, every request is refused with ``ExpiredToken``.
+
+    Args:
+        target: port of the S3 server on this machine.
+        share: share of requests that fail.
+        seed: seed of the choice.
     """
 
     daemon_threads = True
@@ -218,7 +255,7 @@ class Proxy(ThreadingHTTPServer):
         self.faults: Counter[str] = Counter()
         self.bytes_sent = 0
 
-    def roll(self) -> str:
+    def choose_fault(self) -> str:
         """The fault of the next request; empty for none."""
         with self.lock:
             if self.expired:
@@ -232,7 +269,7 @@ class Proxy(ThreadingHTTPServer):
 
 @contextmanager
 def failing_s3(url: str, share: float, seed: int) -> Iterator[tuple[str, Proxy]]:
-    """A proxy that runs before the S3 server of a URL; yields its own URL and itself."""
+    """Run a proxy before the S3 server of a URL; yields the proxy's URL and the proxy."""
     proxy = Proxy(int(url.rsplit(":", 1)[1]), share, seed)
     thread = threading.Thread(target=proxy.serve_forever, daemon=True)
     thread.start()

@@ -1,4 +1,4 @@
-"""Devices that fail inside of a worker, as a GPU does: the process is of no use from then on."""
+"""Devices that fail in a worker process, as a GPU does: the process cannot use them from then on."""
 
 import shutil
 from pathlib import Path
@@ -9,39 +9,41 @@ import pytest
 from PIL import Image
 
 from medfocus.pipeline.commands import pack
-from tests.faults.injection import ALL_WELL, Scoring, account
+from tests.faults.injection import NO_DIFFERENCE, ScoreCommand, compare_output
 
 pytestmark = pytest.mark.faults
 
 
-def test_a_device_that_fails_once_costs_no_row(
-    archive: SimpleNamespace, undisturbed: dict, scoring: Scoring, tmp_path: Path
+def test_no_row_is_lost_when_a_device_fails_once(
+    archive: SimpleNamespace, undisturbed: dict, command: ScoreCommand, tmp_path: Path
 ) -> None:
-    scoring.environment["FAULT_DEVICE"] = f"once:{tmp_path / 'failed'}"
-    result = scoring.finish()
+    command.environment["FAULT_DEVICE"] = f"once:{tmp_path / 'failed'}"
+    result = command.finish()
     assert (tmp_path / "failed").exists()
     assert (result["scored"], result["quarantined"]) == (len(archive.images), 0)
-    assert account(scoring, archive.images, undisturbed) == ALL_WELL
+    assert compare_output(command, archive.images, undisturbed) == NO_DIFFERENCE
 
 
-def test_an_image_that_breaks_every_device_costs_itself(
-    archive: SimpleNamespace, undisturbed: dict, scoring: Scoring, tmp_path: Path
+def test_only_the_image_that_breaks_every_device_is_quarantined(
+    archive: SimpleNamespace, undisturbed: dict, command: ScoreCommand, tmp_path: Path
 ) -> None:
     folder = tmp_path / "images"
     shutil.copytree(archive.root / "images", folder)
     Image.fromarray(np.full((64, 64), 255, np.uint8)).save(folder / "white.png")
     pack.run(archive.config, str(folder), str(tmp_path / "shards"), None)
-    scoring.shards = str(tmp_path / "shards")
-    scoring.environment["FAULT_DEVICE"] = "white"
-    result = scoring.finish()
+    command.shards = str(tmp_path / "shards")
+    command.environment["FAULT_DEVICE"] = "white"
+    result = command.finish()
     assert (result["scored"], result["quarantined"]) == (len(archive.images), 1)
-    assert [(row["image_id"], row["error"]) for row in scoring.rows("quarantine")] == [("white.png", "WorkerDied")]
-    assert account(scoring, archive.images | {"white.png"}, undisturbed) == ALL_WELL
+    assert [(row["image_id"], row["error"]) for row in command.rows("quarantine")] == [("white.png", "WorkerDied")]
+    assert compare_output(command, archive.images | {"white.png"}, undisturbed) == NO_DIFFERENCE
 
 
 @pytest.mark.long
-def test_a_device_that_is_broken_for_good_ends_the_run_and_no_row(archive: SimpleNamespace, scoring: Scoring) -> None:
-    scoring.environment["FAULT_DEVICE"] = "always"
-    told = scoring.finish(code=1)["stderr"].strip().splitlines()
-    assert "its device fails in a new process, too" in told[-1] and "CUDA error: device-side assert" in told[-1]
-    assert "Traceback" not in "".join(told) and not scoring.rows("quarantine") and not scoring.rows("predictions")
+def test_a_permanently_broken_device_ends_the_run_without_a_row(
+    archive: SimpleNamespace, command: ScoreCommand
+) -> None:
+    command.environment["FAULT_DEVICE"] = "always"
+    lines = command.finish(code=1)["stderr"].strip().splitlines()
+    assert "its device fails in a new process, too" in lines[-1] and "CUDA error: device-side assert" in lines[-1]
+    assert "Traceback" not in "".join(lines) and not command.rows("quarantine") and not command.rows("predictions")

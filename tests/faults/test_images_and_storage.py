@@ -1,4 +1,4 @@
-"""Images, shards and storage that are not what they should be."""
+"""Damaged images, changed shards, and storage that fails."""
 
 import hashlib
 import io
@@ -20,13 +20,21 @@ from ray.cluster_utils import Cluster
 from medfocus.pipeline.commands import pack, quarantine
 from medfocus.pipeline.config import StorageSection
 from medfocus.pipeline.data.storage import locate
-from tests.faults.injection import ALL_WELL, Scoring, account, ended, failing_s3, kill, wait_until
+from tests.faults.injection import (
+    NO_DIFFERENCE,
+    ScoreCommand,
+    compare_output,
+    wait_for_result,
+    failing_s3,
+    kill,
+    wait_until,
+)
 
 pytestmark = pytest.mark.faults
 
 
-def poisoned(good: bytes) -> dict[str, tuple[bytes, str]]:
-    """Twelve images that cannot be scored, by name, each with the error that quarantine names."""
+def bad_images(good: bytes) -> dict[str, tuple[bytes, str]]:
+    """Twelve files that cannot be scored, by name, each with the error class of its quarantine row."""
     grey = Image.open(io.BytesIO(good))
     two = io.BytesIO()
     grey.save(two, "TIFF", save_all=True, append_images=[grey])
@@ -55,109 +63,114 @@ def poisoned(good: bytes) -> dict[str, tuple[bytes, str]]:
     }
 
 
-def test_poisoned_images_cost_themselves(
-    archive: SimpleNamespace, undisturbed: dict, scoring: Scoring, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_bad_images_are_quarantined_and_all_others_scored(
+    archive: SimpleNamespace,
+    undisturbed: dict,
+    command: ScoreCommand,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = tmp_path / "images"
     shutil.copytree(archive.root / "images", folder)
-    bad = poisoned((folder / "000000.png").read_bytes())
+    bad = bad_images((folder / "000000.png").read_bytes())
     for name, (content, _) in bad.items():
         (folder / name).write_bytes(content)
     pack.run(archive.config, str(folder), str(tmp_path / "shards"), None)
-    scoring.shards = str(tmp_path / "shards")
+    command.shards = str(tmp_path / "shards")
     names = pq.read_table(tmp_path / "shards" / "shard-000000.parquet")["image_id"].to_pylist()
     first, second = [row for row, name in enumerate(names) if name not in bad][:2]
-    spoil(tmp_path / "shards", lambda table: replaced(table, "image_id", second, names[first]))
+    change_first_shard(tmp_path / "shards", lambda table: set_value(table, "image_id", second, names[first]))
     images = (archive.images | set(bad)) - {names[second]}
-    result = scoring.finish()
+    result = command.finish()
     assert (result["scored"], result["quarantined"]) == (len(archive.images) - 1, len(bad) + 1)
     expected = {name: error for name, (_, error) in bad.items()} | {f"{names[first]}#{second}": "DuplicateId"}
-    refused = {row["image_id"]: row for row in scoring.rows("quarantine")}
-    assert {name: row["error"] for name, row in refused.items()} == expected
-    assert f"row {first} " in refused[f"{names[first]}#{second}"]["message"]
-    assert account(scoring, images, undisturbed) == ALL_WELL
+    quarantined = {row["image_id"]: row for row in command.rows("quarantine")}
+    assert {name: row["error"] for name, row in quarantined.items()} == expected
+    assert f"row {first} " in quarantined[f"{names[first]}#{second}"]["message"]
+    assert compare_output(command, images, undisturbed) == NO_DIFFERENCE
 
-    told = quarantine.run(archive.config, scoring.out)
-    assert told["quarantined"] == len(expected) and told["causes"][0]["error"] == "Undecodable"
+    summary = quarantine.run(archive.config, command.out)
+    assert summary["quarantined"] == len(expected) and summary["causes"][0]["error"] == "Undecodable"
     assert "TooManyPixels" in capsys.readouterr().out
 
-    # After a fix, here a higher limit, the quarantined are tried again and the others keep what they have.
-    again = scoring.finish("--retry-quarantined", "--set", "decode.max_pixels=125000000")
+    # After a fix, here a higher limit, only the quarantined images are scored again.
+    again = command.finish("--retry-quarantined", "--set", "decode.max_pixels=125000000")
     assert again["quarantined"] == len(expected) - 1 and again["rows"] == result["rows"]
-    assert "bad-large.png" in {row["image_id"] for row in scoring.rows("predictions")}
-    assert account(scoring, images, undisturbed) == ALL_WELL
+    assert "bad-large.png" in {row["image_id"] for row in command.rows("predictions")}
+    assert compare_output(command, images, undisturbed) == NO_DIFFERENCE
 
 
-def replaced(table, name: str, row: int, value):
+def set_value(table, name: str, row: int, value):
+    """A copy of a table with one value changed."""
     values = table[name].to_pylist()
     values[row] = value
     return table.set_column(table.schema.get_field_index(name), table.schema.field(name), [values])
 
 
-def spoil(shards: Path, change: Callable) -> None:
-    """Change the first shard, and the manifest with it."""
-    victim = shards / "shard-000000.parquet"
-    table = pq.read_table(victim)
-    pq.write_table(change(table), victim)
+def change_first_shard(shards: Path, change: Callable) -> None:
+    """Change the first shard, and its digest in the manifest."""
+    shard = shards / "shard-000000.parquet"
+    pq.write_table(change(pq.read_table(shard)), shard)
     manifest = json.loads((shards / "manifest.json").read_text())
-    manifest["shards"][0]["sha256"] = hashlib.sha256(victim.read_bytes()).hexdigest()
+    manifest["shards"][0]["sha256"] = hashlib.sha256(shard.read_bytes()).hexdigest()
     (shards / "manifest.json").write_text(json.dumps(manifest))
 
 
 @pytest.mark.long
-def test_a_shard_that_changes_between_runs_is_told_and_the_others_are_scored(
-    archive: SimpleNamespace, undisturbed: dict, scoring_own_shards: Scoring
+def test_a_shard_that_changes_between_runs_is_named_and_the_others_are_scored(
+    archive: SimpleNamespace, undisturbed: dict, command_with_own_shards: ScoreCommand
 ) -> None:
-    scoring = scoring_own_shards
-    process = scoring.start()
-    wait_until(lambda: scoring.parts() >= 1, process)
+    command = command_with_own_shards
+    process = command.start()
+    wait_until(lambda: command.parts() >= 1, process)
     kill(process)
-    victim = Path(scoring.shards) / "shard-000007.parquet"
+    victim = Path(command.shards) / "shard-000007.parquet"
     content = victim.read_bytes()
     victim.write_bytes(content[:-1] + b"?")
-    told = scoring.finish(code=1)["stderr"]
-    assert "shard-000007.parquet: has changed since it was packed" in told and "1 of" in told
-    assert scoring.parts() == 7
+    stderr = command.finish(code=1)["stderr"]
+    assert "shard-000007.parquet: has changed since it was packed" in stderr and "1 of" in stderr
+    assert command.parts() == 7
     victim.write_bytes(content)
-    assert scoring.finish()["scored"] == len(archive.images)
-    assert account(scoring, archive.images, undisturbed) == ALL_WELL
+    assert command.finish()["scored"] == len(archive.images)
+    assert compare_output(command, archive.images, undisturbed) == NO_DIFFERENCE
 
 
-def on_s3(archive: SimpleNamespace, scoring: Scoring, bucket: str) -> None:
-    """Put the shards into a bucket, and let the run read and write there."""
+def on_s3(archive: SimpleNamespace, command: ScoreCommand, bucket: str) -> None:
+    """Copy the shards to a bucket, and let the command read and write there."""
     for path in sorted(Path(archive.shards).iterdir()):
         (locate(f"{bucket}/shards", StorageSection()) / path.name).write(path.read_bytes())
-    scoring.shards, scoring.out = f"{bucket}/shards", f"{bucket}/out"
+    command.shards, command.out = f"{bucket}/shards", f"{bucket}/out"
 
 
-def test_s3_that_fails_now_and_then(
-    archive: SimpleNamespace, undisturbed: dict, scoring: Scoring, s3: Callable[[str], str], s3_url: str
+def test_transient_s3_errors_lose_no_row(
+    archive: SimpleNamespace, undisturbed: dict, command: ScoreCommand, s3: Callable[[str], str], s3_url: str
 ) -> None:
-    on_s3(archive, scoring, s3("faults"))
+    on_s3(archive, command, s3("faults"))
     with failing_s3(s3_url, share=0.1, seed=3) as (url, proxy):
-        scoring.environment["AWS_ENDPOINT_URL"] = url
-        result = scoring.finish()
+        command.environment["AWS_ENDPOINT_URL"] = url
+        result = command.finish()
     assert sum(proxy.faults.values()) >= 5 and result["scored"] == len(archive.images)
-    assert account(scoring, archive.images, undisturbed) == ALL_WELL
+    assert compare_output(command, archive.images, undisturbed) == NO_DIFFERENCE
 
 
 def test_expired_credentials_end_the_run_at_once(
-    archive: SimpleNamespace, undisturbed: dict, scoring: Scoring, s3: Callable[[str], str], s3_url: str
+    archive: SimpleNamespace, undisturbed: dict, command: ScoreCommand, s3: Callable[[str], str], s3_url: str
 ) -> None:
-    on_s3(archive, scoring, s3("closing"))
+    on_s3(archive, command, s3("closing"))
     with failing_s3(s3_url, share=0, seed=0) as (url, proxy):
-        scoring.environment["AWS_ENDPOINT_URL"] = url
-        process = scoring.start()
-        wait_until(lambda: scoring.parts() >= 1, process)
+        command.environment["AWS_ENDPOINT_URL"] = url
+        process = command.start()
+        wait_until(lambda: command.parts() >= 1, process)
         proxy.expired = True
-        told = ended(process, code=1)["stderr"]
-        assert "credentials" in told and "have expired; renew them and start again" in told and "Traceback" not in told
-    assert account(scoring, archive.images, undisturbed).doubled == 0
+        stderr = wait_for_result(process, code=1)["stderr"]
+        assert "credentials" in stderr and "have expired; renew them and start again" in stderr
+        assert "Traceback" not in stderr
+    assert compare_output(command, archive.images, undisturbed).doubled == 0
 
 
 @pytest.mark.long
 def test_a_full_disk_for_spilling_ends_the_run_and_the_next_goes_on(
-    archive: SimpleNamespace, undisturbed: dict, scoring: Scoring
+    archive: SimpleNamespace, undisturbed: dict, command: ScoreCommand
 ) -> None:
     """Another job holds nearly all of a small object store, and the disk to spill it to counts as full."""
     full = {"local_fs_capacity_threshold": 1e-6, "oom_grace_period_s": 1}
@@ -169,12 +182,12 @@ def test_a_full_disk_for_spilling_ends_the_run_and_the_next_goes_on(
     hog = subprocess.Popen([sys.executable, "-c", hold, cluster.address], stderr=subprocess.DEVNULL)
     try:
         time.sleep(10)
-        scoring.settings.append(f"cluster.address={cluster.address}")
-        _, told = scoring.start().communicate(timeout=240)
+        command.settings.append(f"cluster.address={cluster.address}")
+        _, told = command.start().communicate(timeout=240)
         assert "Traceback" not in told
     finally:
         hog.kill()
         cluster.shutdown()
-    scoring.settings.pop()
-    assert scoring.finish()["scored"] == len(archive.images)
-    assert account(scoring, archive.images, undisturbed) == ALL_WELL
+    command.settings.pop()
+    assert command.finish()["scored"] == len(archive.images)
+    assert compare_output(command, archive.images, undisturbed) == NO_DIFFERENCE

@@ -1,4 +1,4 @@
-"""Local paths on several nodes, of which one has a disk of its own under the same path."""
+"""Local paths on two nodes, of which one has another disk at the same path."""
 
 import os
 import shlex
@@ -14,7 +14,7 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
-from tests.faults.injection import ALL_WELL, Scoring, account
+from tests.faults.injection import NO_DIFFERENCE, ScoreCommand, compare_output
 
 pytestmark = pytest.mark.faults
 
@@ -28,17 +28,17 @@ while sum(node["Alive"] for node in ray.nodes()) < 2:
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    """A head on which nothing runs."""
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    yield made
-    made.shutdown()
+    """A head node without CPUs, on which no task runs."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    yield cluster
+    cluster.shutdown()
 
 
 @pytest.fixture
 def hidden(cluster: Cluster, tmp_path: Path) -> Iterator[Path]:
-    """A folder that the second node of the cluster sees empty, since another one is mounted over it there."""
+    """A folder that is empty on the second node of the cluster, where another one is mounted over it."""
     if os.geteuid() or not shutil.which("unshare"):
-        pytest.skip("a mount that one process alone sees needs root and unshare")
+        pytest.skip("a private mount needs root and unshare")
     folder = tmp_path / "hidden"
     folder.mkdir()
     start = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={cluster.address}", "--num-cpus=2"]
@@ -53,27 +53,30 @@ def hidden(cluster: Cluster, tmp_path: Path) -> Iterator[Path]:
         node.wait()
 
 
-def last_line(told: dict) -> str:
-    return told["stderr"].strip().splitlines()[-1]
+def last_line(result: dict) -> str:
+    """The message that a command ends with."""
+    return result["stderr"].strip().splitlines()[-1]
 
 
-def test_local_paths_on_two_nodes_are_refused_unless_said_to_be_shared(
-    archive: SimpleNamespace, undisturbed: dict, scoring: Scoring, cluster: Cluster
+def test_local_paths_on_two_nodes_are_refused_unless_declared_shared(
+    archive: SimpleNamespace, undisturbed: dict, command: ScoreCommand, cluster: Cluster
 ) -> None:
     cluster.add_node(num_cpus=2)
     cluster.wait_for_nodes()
-    scoring.settings.append(f"cluster.address={cluster.address}")
-    told = last_line(scoring.finish(code=2))
-    assert "a local path, and the cluster has 2 nodes" in told and "storage.shared=true" in told
-    assert not scoring.rows("predictions")
-    assert scoring.finish("--set", "storage.shared=true")["scored"] == len(archive.images)
-    assert account(scoring, archive.images, undisturbed) == ALL_WELL
-    assert not list(Path(scoring.out).glob(".medfocus-probe*"))
+    command.settings.append(f"cluster.address={cluster.address}")
+    message = last_line(command.finish(code=2))
+    assert "a local path, and the cluster has 2 nodes" in message and "storage.shared=true" in message
+    assert not command.rows("predictions")
+    assert command.finish("--set", "storage.shared=true")["scored"] == len(archive.images)
+    assert compare_output(command, archive.images, undisturbed) == NO_DIFFERENCE
+    assert not list(Path(command.out).glob(".medfocus-probe*"))
 
 
-def test_a_folder_that_is_not_shared_though_it_is_said_to_be(scoring: Scoring, cluster: Cluster, hidden: Path) -> None:
-    settings = [*scoring.settings, f"cluster.address={cluster.address}", "storage.shared=true"]
-    elsewhere = replace(scoring, out=str(hidden / "out"), settings=settings)
-    told = last_line(elsewhere.finish(code=2))
-    assert str(hidden) in told and "not the same file" in told and "mount the folder on every node" in told
-    assert not elsewhere.rows("predictions")
+def test_a_folder_that_is_declared_shared_but_is_not_is_refused(
+    command: ScoreCommand, cluster: Cluster, hidden: Path
+) -> None:
+    settings = [*command.settings, f"cluster.address={cluster.address}", "storage.shared=true"]
+    hidden_output = replace(command, out=str(hidden / "out"), settings=settings)
+    message = last_line(hidden_output.finish(code=2))
+    assert str(hidden) in message and "not the same file" in message and "mount the folder on every node" in message
+    assert not hidden_output.rows("predictions")

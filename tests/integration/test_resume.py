@@ -62,7 +62,7 @@ def test_killed_embed_and_train_go_on(packed: Path) -> None:
 
     training = ["train", features, *settings(packed), "--set", "train.epochs=8", "--set", "train.folds=2"]
     folder = packed / "features" / "training"
-    killed(training, lambda: len(list(folder.glob("*/checkpoint_*/progress.json"))) >= 2)
+    killed(training, lambda: len(list(folder.glob("*/checkpoint_*/state.json"))) >= 2)
     trained = result(*training)
     assert 1 <= trained["resumed_epochs"] < 8 + 8 + trained["epochs"] and trained["held_out_rows"] == COUNT
     assert trained["model_uri"] == "models:/medfocus/1"

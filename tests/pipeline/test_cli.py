@@ -1,8 +1,11 @@
 """The command line as a shell sees it: streams, signals, and what it says where nothing is as it should be."""
 
+import argparse
+import inspect
 import json
 import logging
 import os
+import re
 import shlex
 import signal
 import sqlite3
@@ -10,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -17,6 +21,7 @@ import pytest
 
 from medfocus.pipeline import cli
 from medfocus.pipeline.commands import quarantine
+from medfocus.pipeline.commands.parser import COMMANDS, Command, build_parser
 from medfocus.pipeline.config import Config
 from medfocus.pipeline.console import logs
 from medfocus.pipeline.data import records
@@ -62,7 +67,9 @@ def test_what_stdout_cannot_encode_is_escaped(out: Path, encoding: str) -> None:
 
 def test_what_stderr_cannot_encode_is_escaped() -> None:
     ended = shell(f"{MEDFOCUS} quarantine x --set model.focus=腫瘍", **ASCII)
-    assert ended.returncode == 2 and len(ended.stderr.splitlines()) == 1 and "Traceback" not in ended.stderr
+    assert ended.returncode == 2 and ended.stdout == ""
+    (line,) = ended.stderr.splitlines()
+    assert "ERROR model.focus: input should be" in line and r"\udce8" in line
 
 
 def test_classes_in_other_scripts_can_be_evaluated_where_only_ascii_can_be_shown(tmp_path: Path) -> None:
@@ -78,7 +85,7 @@ def test_classes_in_other_scripts_can_be_evaluated_where_only_ascii_can_be_shown
     ended = shell(
         f"{MEDFOCUS} evaluate {tmp_path / 'out'} --labels {tmp_path / 'labels.csv'} {settings} --json", **ASCII
     )
-    assert ended.returncode == 0 and "Traceback" not in ended.stderr and "Warning" not in ended.stderr
+    assert ended.returncode == 0 and not re.search(" (WARNING|ERROR) |Warning", ended.stderr)
     assert ended.stdout.isascii() and ended.stderr.isascii() and r"sensitivity/\u816b\u760d" in ended.stderr
     assert json.loads(ended.stdout)["rows"] == len(rows)
 
@@ -163,6 +170,157 @@ def test_a_signal_ends_a_command_in_order(tmp_path: Path, number: signal.Signals
     assert process.returncode == 1 and printed == ""
     assert "stopped; the same call goes on from here" in said.splitlines()[-1] and said.count(" ERROR ") == 1
     assert statuses(store) == ["KILLED"]
+
+
+# A command that logs as MedFocus and as a library do, in a process of its own.
+TALKATIVE = """
+import logging, sys, warnings
+from medfocus.pipeline import cli
+from medfocus.pipeline.commands import quarantine
+from medfocus.pipeline.console.logs import log, progress, show
+
+def run(config, out):
+    for name, logger in (("own", log), ("library", logging.getLogger("library"))):
+        for level in ("debug", "info", "warning", "error"):
+            getattr(logger, level)(f"{name}-{level}")
+    warnings.warn("library-warns")
+    with progress("quarantine", 2, 0, print) as counter:
+        counter.add(1, 0)
+    show("result")
+    return {"quarantined": 0}
+
+quarantine.run = run
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("option", "lines"),
+    [
+        ("", {"own-info", "own-warning", "own-error", "library-error"}),
+        ("--quiet", {"own-error", "library-error"}),
+        (
+            "--verbose",
+            {"own-debug", "own-info", "own-warning", "own-error", "library-info", "library-warning", "library-error"},
+        ),
+    ],
+)
+def test_verbose_and_quiet_say_how_much_is_logged(option: str, lines: set[str]) -> None:
+    ended = shell(f"{shlex.quote(sys.executable)} -c {shlex.quote(TALKATIVE)} quarantine x --json {option}")
+    assert ended.returncode == 0 and ended.stdout == 'result\n{"quarantined": 0}\n'
+    assert set(re.findall(r"(?:own|library)-(?:debug|info|warning|error)", ended.stderr)) == lines
+    assert ("library-warns" in ended.stderr) == (option == "--verbose")
+
+
+def test_quiet_shows_the_result_and_errors_only(tmp_path: Path) -> None:
+    rows = archive()
+    write_predictions(str(tmp_path / "out"), [rows])
+    labels = "".join(f"{row['image_id']},{row['truth']}\n" for row in rows)
+    (tmp_path / "labels.csv").write_text(f"image_id,label\n{labels}")
+    call = f"{MEDFOCUS} evaluate {tmp_path / 'out'} --labels {tmp_path / 'labels.csv'} --json"
+    call += f" --set work={tmp_path / 'work'} --set evaluate.resamples=20"
+    normal, quiet = shell(call), shell(f"{call} --quiet")
+    assert normal.returncode == quiet.returncode == 0
+    assert " INFO " in normal.stderr and quiet.stderr == ""
+    results = [json.loads(ended.stdout.splitlines()[-1]) for ended in (normal, quiet)]
+    assert results[0]["metrics"] == results[1]["metrics"] and len(quiet.stdout.splitlines()) == 1
+    ended = shell(f"{MEDFOCUS} evaluate {tmp_path / 'missing'} --labels x --quiet")
+    assert ended.returncode == 2 and " ERROR " in ended.stderr and len(ended.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", [command.name for command in COMMANDS])
+def test_a_command_takes_what_all_take_and_lists_its_keys(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        build_parser().parse_args([command, "--help"])
+    text = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert all(option in text for option in ("--config FILE", "--set SECTION.KEY=VALUE", "--json", "cluster.address"))
+    with pytest.raises(SystemExit) as ended:
+        build_parser().parse_args([command, "--verbose", "--quiet"])
+    assert ended.value.code == 2 and "not allowed with argument" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_the_arguments_of_a_command_are_the_parameters_of_its_run(command: Command) -> None:
+    run = import_module(f"medfocus.pipeline.commands.{command.name}").run
+    parser = argparse.ArgumentParser()
+    names = [argument.add_to(parser) for argument in command.arguments]
+    assert names == list(inspect.signature(run).parameters)[1:]
+
+
+def test_help_does_not_import_what_takes_seconds() -> None:
+    script = (
+        "import sys; from medfocus.pipeline.cli import main\n"
+        "try: main(['--help'])\n"
+        "finally: print(sorted({'ray', 'torch', 'mlflow', 'pyarrow', 'numpy'} & sys.modules.keys()), file=sys.stderr)"
+    )
+    ended = shell(f"{shlex.quote(sys.executable)} -c {shlex.quote(script)}")
+    assert ended.returncode == 0 and ended.stderr == "[]\n" and "COMMAND" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "completion"),
+    [
+        ("medfocus sco", "score"),
+        ("medfocus score --mo", "--model"),
+        ("medfocus embed --retry", "--retry-quarantined"),
+        ("medfocus evaluate --qui", "--quiet"),
+        ("medfocus score a b --model models:/x --over", "--overwrite"),
+        ("medfocus pack FOLDER/on", "FOLDER/one"),
+    ],
+)
+def test_bash_completes_commands_and_options(tmp_path: Path, words: str, completion: str) -> None:
+    (tmp_path / "one").mkdir()
+    words, completion = (text.replace("FOLDER", str(tmp_path)) for text in (words, completion))
+    script = f"""
+        source <({MEDFOCUS} --print-completion bash)
+        COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+        _shtab_medfocus medfocus "${{COMP_WORDS[-1]}}" ""
+        printf '%s\n' "${{COMPREPLY[@]}}"
+    """
+    ended = shell(script)
+    assert ended.stderr == "" and ended.stdout.splitlines() == [completion]
+
+
+@pytest.mark.parametrize(("name", "option"), [("zsh", "--retry-quarantined"), ("tcsh", "--print-completion")])
+def test_other_shells_complete_commands_and_options(name: str, option: str) -> None:
+    ended = shell(f"{MEDFOCUS} --print-completion {name}")
+    assert ended.returncode == 0 and ended.stderr == ""
+    assert all(command.name in ended.stdout for command in COMMANDS) and option.strip("-") in ended.stdout
+
+
+# What a notebook has set up is as it was after each call.
+NOTEBOOK = """
+import logging, signal, sys, warnings
+import ray, mlflow
+import medfocus
+from medfocus.pipeline.commands import pack, quarantine
+
+handler = logging.NullHandler()
+logging.basicConfig(handlers=[handler], level=logging.WARNING)
+logging.getLogger("notebook").setLevel(logging.DEBUG)
+
+def state():
+    names = ("", "medfocus", "notebook", "py.warnings")
+    loggers = [(name, logging.getLogger(name).level, logging.getLogger(name).handlers) for name in names]
+    signals = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    return loggers, signals, sys.stdout, sys.stderr, sys.unraisablehook, warnings.showwarning
+
+config = medfocus.load_config(None, [f"work={sys.argv[1]}/work", "cluster.cpus=1"])
+before = str(state())
+pack.run(config, f"{sys.argv[1]}/images", f"{sys.argv[1]}/shards", None)
+assert str(state()) == before, state()
+quarantine.run(config, f"{sys.argv[1]}/shards")
+assert str(state()) == before, state()
+print("unchanged")
+"""
+
+
+def test_a_command_called_from_python_leaves_logging_streams_and_signals_alone(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "medfocus.starter.phantoms", str(tmp_path), "--count", "2"], check=True)
+    ended = shell(f"{shlex.quote(sys.executable)} -c {shlex.quote(NOTEBOOK)} {tmp_path}")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines() == ["        0 rows in quarantine", "unchanged"]
 
 
 def statuses(store: Path) -> list[str]:

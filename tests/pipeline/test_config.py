@@ -113,13 +113,16 @@ def test_the_call_goes_before_the_file_and_the_file_before_defaults(tmp_path: Pa
 @pytest.mark.parametrize(
     ("setting", "told"),
     [
-        ("segment.points_per_side=900", "segment.points_per_side: input should be less than or equal to 64, found 900"),
+        (
+            "segment.points_per_side=900",
+            "segment.points_per_side: input should be less than or equal to 64, found '900'",
+        ),
         ("segment.min_area=0.9", "segment: min_area 0.9 must be below max_area 0.5"),
         ("model.focus=all", "model.focus: input should be 'none'"),
         ("train.epochs=many", "train.epochs: input should be a valid integer"),
         ("train", "expected section.key=value"),
         ("seed.deep=1", "seed: input should be a valid integer"),
-        ("clip.cut=[1", "not YAML"),
+        ("clip.cut=[1", "clip.cut: input should be a valid integer, unable to parse string as an integer, found '[1'"),
         ("model.template=no place", "model.template"),
         ("model.template={} of {name}", "must have {} once, for the class, and no other field in braces"),
         ("model.template={} of {}", "must have {} once"),
@@ -174,6 +177,41 @@ def test_a_file_holds_texts_that_yaml_would_read_as_something_else(text: str, tm
     config = load_config(str(file))
     assert config.work == config.tracking.experiment == text
     assert config.clip.weights == (None if text in ("null", "~") else text)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("seed=1_000", 1000),
+        ("seed=5.0", 5),
+        ("seed=010", 10),
+        ("seed='5'", 5),
+        ("train.learning_rate=1e3", 1000.0),
+        ("train.learning_rate=5e-3", 0.005),
+        ("storage.shared=yes", True),
+        ("storage.shared=Off", False),
+        ("cluster.cpus=~", None),
+        ("cluster.cpus=", None),
+        ("segment.weights=null", None),
+        ('segment.weights="null"', "null"),
+        ('segment.weights=""', ""),
+        ("work=${HOME}/${oc.env:X}", "${HOME}/${oc.env:X}"),
+    ],
+)
+def test_the_type_of_a_key_says_what_a_text_means(setting: str, value: object, tmp_path: Path) -> None:
+    name, text = setting.split("=")
+    section, _, key = name.rpartition(".")
+    file = tmp_path / "c.yaml"
+    file.write_text(f"{section}:\n  {key}: {text}\n" if section else f"{key}: {text}\n")
+    for config in (load_config(None, [setting]), load_config(str(file))):
+        found = getattr(getattr(config, section) if section else config, key)
+        assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize("setting", ["seed=yes", "seed=1:30", "seed=0x10", "seed=[1]", "train.learning_rate=on"])
+def test_what_only_yaml_takes_for_a_number_is_refused(setting: str) -> None:
+    with pytest.raises(UsageError, match=r"input should be a valid (integer|number)"):
+        load_config(None, [setting])
 
 
 def test_the_template_of_x_rays_needs_no_quotes() -> None:

@@ -1,9 +1,9 @@
-"""Faults inside of worker processes, where the environment asks for them; on ``PYTHONPATH`` of a run under test.
+"""Injects faults into worker processes, as environment variables ask; a test puts its folder on ``PYTHONPATH``.
 
-``FAULT_KILL_ON``: decoding a PNG that contains these bytes, in hexadecimal, kills the process. ``FAULT_COUNT``: file
-to which each pass of SAM2 adds the number of its images, a line each. ``FAULT_DEVICE``: SAM2's device fails, and stays
-broken for the process: ``always`` at the first image, ``white`` at an image that is white, ``once:FILE`` at the first
-image of all processes, which makes the file.
+``FAULT_KILL_ON``: bytes in hexadecimal; decoding a PNG that contains them kills the process.
+``FAULT_COUNT``: a file; each pass of SAM2 appends a line with the number of its images.
+``FAULT_DEVICE``: SAM2's device fails, and stays broken for the process. ``always``: at the first image. ``white``: at a
+white image. ``once:FILE``: at the first image of all processes, which creates the file.
 """
 
 import importlib.machinery
@@ -25,7 +25,7 @@ if "FAULT_KILL_ON" in os.environ:
 
 
 class _Device:
-    """The device of this process, which works until it is broken."""
+    """The device of this process; once broken, it fails at every use."""
 
     broken = False
 

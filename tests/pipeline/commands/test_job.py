@@ -100,12 +100,11 @@ def test_predictions_equal_the_stages_run_bare(
         "image": np.array([(job.root / "images" / name).read_bytes() for name in names], object),
         "media_type": np.full(3, "image/png", object),
     }
-    options = job.config.segment.options
     prompted = PromptedCLIP(starter_clip, starter_tokenizer, model.settings)
     prompted.load_learned(model.state)
     for stage in (
         Decode(size=starter_sam2.image_size, max_pixels=10**8),
-        Segment(starter_sam2, **options),
+        Segment(starter_sam2, job.config.segment.settings),
         Embed(prompted.tower, region=True, batch_size=3),
         Classify(prompted, **vars(model.calibration), batch_size=3),
     ):

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -139,7 +139,7 @@ def test_a_name_that_is_taken_goes_to_quarantine(top: Path) -> None:
     assert len({refusal.source_uri for refusal in source.refused} | {str(top / "caf%E9.png")}) == 2
 
 
-def test_each_trouble_costs_itself_only(top: Path, plain_user: None) -> None:
+def test_a_file_that_cannot_be_used_does_not_touch_the_others(top: Path, plain_user: None) -> None:
     write(top / "ok.png")
     write(top / "closed" / "1.png")
     (top / "closed").chmod(0)
@@ -168,7 +168,7 @@ def shard(top: Path, *names: str) -> dict[str, Any]:
     return write_shard({"name": "shard.parquet", "images": images}, place(top), place(top.parent / "out"))
 
 
-def test_what_goes_wrong_while_a_shard_is_written_costs_one_image(top: Path, plain_user: None) -> None:
+def test_a_file_that_cannot_be_read_is_left_out_of_its_shard(top: Path, plain_user: None) -> None:
     write(top / "ok.png")
     write(top / "closed.png").chmod(0)
     write(top / "emptied.png", b"")
@@ -200,14 +200,16 @@ def test_storage_that_serves_nothing_ends_the_run(
         raise OSError(message)
 
     monkeypatch.setattr("builtins.open", fail)
-    monkeypatch.setattr("medfocus.pipeline.ingest.source._PAUSES", (0.0,))
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
     with pytest.raises(kind):
         shard(top, "a.png")
 
 
-def test_a_fault_of_the_moment_is_tried_again(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_transient_error_is_tried_again_and_a_permanent_one_is_not(
+    top: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(top / "a.png"), write(top / "b.png")
-    faults = iter([OSError(5, "Input/output error")] * 3)
+    faults: Iterator[OSError] = iter([OSError(5, "Input/output error")] * 4)
     real = open
 
     def flaky(path: Any, mode: str = "r", *rest: Any, **named: Any) -> Any:
@@ -216,10 +218,14 @@ def test_a_fault_of_the_moment_is_tried_again(top: Path, monkeypatch: pytest.Mon
         return real(path, mode, *rest, **named)
 
     monkeypatch.setattr("builtins.open", flaky)
-    monkeypatch.setattr("medfocus.pipeline.ingest.source._PAUSES", (0.0, 0.0))
+    pauses: list[float] = []
+    monkeypatch.setattr("time.sleep", pauses.append)
     written = shard(top, "a.png", "b.png")
-    assert written["rows"] == 1 and '"Unreadable"' in written["refused"]
-    assert shard(top, "a.png", "b.png")["rows"] == 2
+    assert written["rows"] == 1 and '"Unreadable"' in written["refused"] and pauses == [1, 5, 15]
+    faults = iter([OSError(5, "Input/output error")] * 3)
+    assert shard(top, "a.png", "b.png")["rows"] == 2 and pauses == [1, 5, 15] * 2
+    faults = iter([PermissionError(13, "Permission denied")])
+    assert shard(top, "a.png", "b.png")["rows"] == 1 and pauses == [1, 5, 15] * 2
 
 
 def odd_folder(top: Path) -> None:

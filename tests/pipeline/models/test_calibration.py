@@ -8,27 +8,27 @@ from medfocus.pipeline.models.calibration import ACCEPT_NONE, calibrate, fit_tem
 
 
 def sampled(seed: int, rows: int = 3000, classes: int = 4) -> tuple[np.ndarray, np.ndarray]:
-    """Logits, and classes drawn with just the probabilities they stand for."""
+    """Logits, and classes drawn with the probabilities that the logits stand for."""
     random = np.random.default_rng(seed)
     logits = random.normal(0, 2, (rows, classes))
-    chances = softmax(logits, axis=1)
-    return logits, (chances.cumsum(1) < random.uniform(size=(rows, 1))).sum(1).clip(0, classes - 1)
+    probabilities = softmax(logits, axis=1)
+    return logits, (probabilities.cumsum(1) < random.uniform(size=(rows, 1))).sum(1).clip(0, classes - 1)
 
 
 @pytest.mark.parametrize("scale", [0.2, 1.0, 7.0])
 def test_a_temperature_undoes_a_scale(scale: float) -> None:
     logits, targets = sampled(0)
-    found = fit_temperature(logits * scale, targets)
-    assert found == pytest.approx(scale, rel=0.1)
-    tried = np.geomspace(0.02, 50, 4000)
-    losses = [-log_softmax(logits * scale / t, axis=1)[np.arange(len(targets)), targets].mean() for t in tried]
-    assert found == pytest.approx(tried[int(np.argmin(losses))], rel=0.01)
+    temperature = fit_temperature(logits * scale, targets)
+    assert temperature == pytest.approx(scale, rel=0.1)
+    grid = np.geomspace(0.02, 50, 4000)
+    losses = [-log_softmax(logits * scale / t, axis=1)[np.arange(len(targets)), targets].mean() for t in grid]
+    assert temperature == pytest.approx(grid[int(np.argmin(losses))], rel=0.01)
 
 
-def test_temperatures_stay_within_bounds_where_the_rows_set_none() -> None:
-    right = np.eye(3)[[0, 1, 2, 0]] * 5
-    assert 0.02 <= fit_temperature(right, np.array([0, 1, 2, 0])) < 0.5
-    assert 40 < fit_temperature(right, np.array([1, 2, 0, 1])) <= 50
+def test_temperatures_stay_within_their_bounds() -> None:
+    logits = np.eye(3)[[0, 1, 2, 0]] * 5
+    assert 0.02 <= fit_temperature(logits, np.array([0, 1, 2, 0])) < 0.5
+    assert 40 < fit_temperature(logits, np.array([1, 2, 0, 1])) <= 50
 
 
 @settings(max_examples=200, deadline=None)
@@ -43,19 +43,19 @@ def test_the_threshold_is_the_lowest_that_reaches_the_sensitivity(
 
     def reaches(threshold: float) -> bool:
         accepted = confidence >= threshold
-        each = [predicted[accepted & (targets == name)] == name for name in range(classes)]
-        return all(part.mean() >= sensitivity - 1e-9 for part in each if len(part))
+        hits = [predicted[accepted & (targets == name)] == name for name in range(classes)]
+        return all(of_class.mean() >= sensitivity - 1e-9 for of_class in hits if len(of_class))
 
     lowest = min((value for value in confidence if reaches(value)), default=ACCEPT_NONE)
     assert fit_threshold(probabilities, targets, sensitivity) == lowest
 
 
-def test_calibrating_gives_both() -> None:
+def test_calibrate_fits_temperature_and_threshold() -> None:
     logits, targets = sampled(1)
-    made = calibrate(logits * 3, targets, 0.9)
-    chances = softmax(logits * 3 / made.temperature, axis=1)
-    accepted = chances.max(1) >= made.accept_at
+    fitted = calibrate(logits * 3, targets, 0.9)
+    probabilities = softmax(logits * 3 / fitted.temperature, axis=1)
+    accepted = probabilities.max(1) >= fitted.accept_at
     assert 0.02 < accepted.mean() < 0.9
     for name in range(4):
-        assert (chances.argmax(1) == name)[accepted & (targets == name)].mean() >= 0.9
+        assert (probabilities.argmax(1) == name)[accepted & (targets == name)].mean() >= 0.9
     assert calibrate(logits, (targets + 1) % 4, 1.0).accept_at == ACCEPT_NONE

@@ -1,7 +1,8 @@
-"""Weights: names that mean the same everywhere, one download a node, and the model that was asked for."""
+"""Weights: names that mean the same on every node, one download for each node, and the identity of a model."""
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 from medfocus.pipeline.commands import embed, pack
 from medfocus.pipeline.config import Config, StorageSection, load_config
 from medfocus.pipeline.data.storage import locate
-from medfocus.pipeline.errors import MedFocusError
+from medfocus.pipeline.errors import MedFocusError, UsageError
 from medfocus.pipeline.models import model_files
 from tests.faults.injection import failing_s3
 
@@ -26,9 +27,15 @@ from medfocus.pipeline.config import SegmentSection, StorageSection
 section = SegmentSection(weights=sys.argv[1])
 print(model_files.resolve_sam2(section, StorageSection(cache=sys.argv[2])).checkpoint)
 """
+IDENTITY = """
+import sys
+from pathlib import Path
+from medfocus.pipeline.models.model_files import ModelFiles
+print(ModelFiles(sys.argv[1], Path(sys.argv[1]) / "model.safetensors").identity())
+"""
 
 
-def test_what_is_a_file_here_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_of_this_machine_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "w.safetensors").touch()
     (tmp_path / "starter").mkdir()
@@ -81,10 +88,54 @@ def test_a_node_fetches_weights_once_however_many_workers_ask(
 def test_a_worker_refuses_another_model_than_the_runs(tmp_path: Path) -> None:
     section = Config().segment.model_copy(update={"model": str(tmp_path / "mine")})
     shutil.copytree(SAM2, tmp_path / "mine")
-    source = model_files.resolve_sam2(section, StorageSection())
-    identity = source.identity()
-    assert model_files.check_identity(source, identity, "segment") is source
+    sam2 = model_files.resolve_sam2(section, StorageSection())
+    identity = sam2.identity()
+    model_files.check_identity(sam2, identity, "segment")
     architecture = json.loads((tmp_path / "mine" / "sam2.json").read_text())
     (tmp_path / "mine" / "sam2.json").write_text(json.dumps(architecture | {"note": "another"}))
+    changed = model_files.resolve_sam2(section, StorageSection())
+    model_files.check_identity(changed, None, "segment")
     with pytest.raises(MedFocusError, match=r"segment\.weights: model\.safetensors on node .* is not what the run"):
-        model_files.check_identity(model_files.resolve_sam2(section, StorageSection()), identity, "segment")
+        model_files.check_identity(changed, identity, "segment")
+
+
+def test_the_identity_follows_architecture_weights_and_preprocessing() -> None:
+    """The formula is fixed: features and models record identities."""
+    sam2 = model_files.ModelFiles(SAM2, SAM2 / "model.safetensors")
+    weights = hashlib.sha256((SAM2 / "model.safetensors").read_bytes()).hexdigest()
+    content = json.dumps([[(SAM2 / "sam2.json").read_text(encoding="utf-8")], weights, None])
+    assert sam2.identity() == hashlib.sha256(content.encode()).hexdigest()
+    named = model_files.ModelFiles("ViT-B-16", SAM2 / "model.safetensors", {"mean": [0.5]})
+    content = json.dumps([["ViT-B-16"], weights, {"mean": [0.5]}])
+    assert named.identity() == hashlib.sha256(content.encode()).hexdigest()
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_the_identity_is_the_same_in_every_locale(tmp_path: Path, locale: str) -> None:
+    shutil.copytree(SAM2, tmp_path / "mine")
+    (tmp_path / "mine" / "note.json").write_text('"Größe 大"', encoding="utf-8")
+    expected = model_files.ModelFiles(tmp_path / "mine", tmp_path / "mine" / "model.safetensors").identity()
+    environment = os.environ | {"LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", IDENTITY, str(tmp_path / "mine")]
+    assert subprocess.check_output(command, env=environment, text=True).strip() == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (RuntimeError(), "RuntimeError"),
+        (OSError("\n\nno route to the hub\nmore about it"), "OSError: no route to the hub"),
+    ],
+)
+def test_a_download_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception, cause: str) -> None:
+    def fail(**_: str) -> str:
+        raise error
+
+    monkeypatch.setattr(model_files, "hf_hub_download", fail)
+    section = Config().segment.model_copy(update={"model": "facebook/sam2.1-hiera-tiny"})
+    with pytest.raises(UsageError) as caught:
+        model_files.resolve_sam2(section, StorageSection())
+    assert str(caught.value) == (
+        f"facebook/sam2.1-hiera-tiny: cannot be fetched ({cause});"
+        " put the file within reach and set weights to its path"
+    )

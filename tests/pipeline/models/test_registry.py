@@ -1,4 +1,4 @@
-"""Names under which models are registered, and what is said of a model that cannot be read."""
+"""Names of registered models, and the messages about models that cannot be read."""
 
 from pathlib import Path
 
@@ -14,8 +14,9 @@ from medfocus.pipeline.commands import train
 from medfocus.pipeline.config import Config
 from medfocus.pipeline.errors import UsageError
 from medfocus.pipeline.models.calibration import Calibration
+from medfocus.pipeline.models.foundation import Foundation
 from medfocus.pipeline.models.model import Model
-from medfocus.pipeline.models.registry import Foundation, check_name, register, resolve_model
+from medfocus.pipeline.models.registry import check_name, register, resolve_model
 from medfocus.pipeline.tracking import runs
 from medfocus.stages.prompt_settings import PromptSettings
 
@@ -28,7 +29,7 @@ MODEL = Model(
 
 
 @given(st.text(min_size=1, max_size=20) | st.text("ab/:@?#% .-_é", min_size=1, max_size=8))
-def test_a_name_that_is_taken_can_be_registered_and_found_again(name: str) -> None:
+def test_an_accepted_name_can_be_registered_and_addressed(name: str) -> None:
     try:
         check_name(name)
     except UsageError as error:
@@ -44,7 +45,7 @@ def test_a_name_that_is_taken_can_be_registered_and_found_again(name: str) -> No
     "name",
     ["", " ", "chest/2026", "a:b", "chest@ward", " chest", "chest ", "a  b", ".", "..", "x" * 251, "a\tb", "a?b"],
 )
-def test_a_name_that_could_not_be_used_is_refused_before_anything_else(name: str, tmp_path: Path) -> None:
+def test_an_unusable_name_is_refused_before_training_starts(name: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^--name "):
         train.run(Config(work=str(tmp_path / "work")), str(tmp_path / "nothing"), name)
     assert not (tmp_path / "work").exists()
@@ -59,20 +60,20 @@ def test_a_registered_model_is_found_by_version_and_alias(tmp_path: Path, name: 
     mlflow.MlflowClient().set_registered_model_alias(name, "champion", "1")
     assert uri == f"models:/{name}/1"
     for given_uri in (uri, f"models:/{name}@champion"):
-        found, version = resolve_model(given_uri, config)
-        assert version == f"{name}/1" and found.digest == MODEL.digest
+        model, version = resolve_model(given_uri, config)
+        assert version == f"{name}/1" and model.digest == MODEL.digest
 
 
-def test_what_is_missing_of_a_model_is_named(tmp_path: Path) -> None:
+def test_missing_versions_and_files_are_named(tmp_path: Path) -> None:
     config = Config(work=str(tmp_path))
     with runs.run("train", config) as active:
         uri = register(MODEL, "chest", active.info.run_id)
     for absent in ("models:/chest/2", "models:/ward/1", "models:/chest@champion"):
         with pytest.raises(UsageError, match=rf"^{absent}: no such model in sqlite:"):
             resolve_model(absent, config)
-    for odd in ("models:/chest", "models:/", "models:/a/b/1", "models:chest/1", "models:/chest/latest"):
+    for malformed in ("models:/chest", "models:/", "models:/a/b/1", "models:chest/1", "models:/chest/latest"):
         with pytest.raises(UsageError, match="not models:/NAME/VERSION"):
-            resolve_model(odd, config)
+            resolve_model(malformed, config)
     (settings,) = tmp_path.rglob("prompts.json")
     settings.unlink()
     with pytest.raises(UsageError, match=r"^models:/chest/1: its file prompts\.json is missing"):

@@ -1,4 +1,4 @@
-"""What every way is given: the same shards, weights and model; and the stages that these make."""
+"""The shards, weights and model that all programs of the benchmark share, and the stages built from them."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from benchmarks.untrained import untrained
+from benchmarks.untrained_model import untrained_model
 from medfocus.cluster.connect import connected
 from medfocus.cluster.resources import plan_resources
 from medfocus.pipeline.commands import pack
@@ -26,71 +26,89 @@ SEED, ROWS_PER_SHARD = 7_000_000, 16
 
 @dataclass(frozen=True)
 class Workload:
-    """Shards of phantoms, a model, and the settings of every call, all below one folder."""
+    """Shards of phantoms, a model, and the settings of every call, all below one folder.
+
+    Args:
+        folder: the folder that ``prepare`` has filled.
+    """
 
     folder: Path
 
     @property
     def settings(self) -> list[str]:
-        given: list[str] = json.loads((self.folder / "settings.json").read_text())
-        return given
+        """The ``section.key=value`` settings of every call."""
+        settings: list[str] = json.loads((self.folder / "settings.json").read_text())
+        return settings
 
     @property
     def config(self) -> Config:
+        """The configuration that the settings make."""
         return load_config(None, self.settings)
 
     @property
     def shards(self) -> Path:
+        """Folder of the shards and their manifest."""
         return self.folder / "shards"
 
     @property
     def model(self) -> Path:
+        """Folder of the model."""
         return self.folder / "model"
 
     def files(self, count: int) -> list[Path]:
-        """The first shards, so many that they hold ``count`` images (or few more)."""
+        """The first shards: the fewest that hold ``count`` images."""
         return sorted(self.shards.glob("*.parquet"))[: -(-count // ROWS_PER_SHARD)]
 
     def batches(self, count: int) -> Iterator[Batch]:
-        """The rows of the first shards, a batch a shard, as ``Decode`` takes them."""
+        """The rows of the first shards, one batch for each shard, as ``Decode`` takes them."""
         for file in self.files(count):
             table = pq.read_table(file, columns=["image_id", "image", "media_type"])
             yield {name: np.array(table[name].to_pylist(), object) for name in table.column_names}
 
 
 def prepare(folder: Path, count: int, settings: list[str]) -> Workload:
-    """Draw and pack the phantoms, and save a model for the weights that the settings name."""
-    given = [f"work={folder / 'work'}", f"pack.rows_per_shard={ROWS_PER_SHARD}", *settings]
+    """Draw and pack phantoms, and save an untrained model for the weights that the settings name.
+
+    Args:
+        folder: where everything is written.
+        count: number of phantoms.
+        settings: ``section.key=value`` settings of every call, after the benchmark's own.
+    """
+    all_settings = [f"work={folder / 'work'}", f"pack.rows_per_shard={ROWS_PER_SHARD}", *settings]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "settings.json").write_text(json.dumps(given))
-    work = Workload(folder)
+    (folder / "settings.json").write_text(json.dumps(all_settings))
+    workload = Workload(folder)
     write_set(folder / "phantoms", count, seed=SEED, preset="easy", size=256)
     with connected(None, None):
-        pack.run(work.config, str(folder / "phantoms" / "images"), str(work.shards), None)
-    untrained(work.config, CLASSES).save(work.model)
-    return work
+        pack.run(workload.config, str(folder / "phantoms" / "images"), str(workload.shards), None)
+    untrained_model(workload.config, CLASSES).save(workload.model)
+    return workload
 
 
-def actors() -> int:
-    """Processes that ``score`` has for the models on this machine."""
+def actor_count() -> int:
+    """Number of actors with the models that ``score`` starts on this machine."""
     return plan_resources({"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}).models.processes
 
 
 class Stages:
-    """The project's stages with their models, as its actors load them, on all of this process's threads."""
+    """The project's stages with their models, loaded as its actors load them.
 
-    def __init__(self, work: Workload):
-        config, model = work.config, load_model(work.model)
+    Args:
+        workload: names the weights and the model.
+    """
+
+    def __init__(self, workload: Workload):
+        config, model = workload.config, load_model(workload.model)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.segment = load_segment(config, device)
         self.embed, self.classify = load_embed(config, device, model.prompts(None))
         self.decode = Decode(size=self.segment.size, max_pixels=config.decode.max_pixels)
 
     def models(self, decoded: Batch) -> Batch:
-        """Decoded rows to masks and labels."""
+        """Add masks and labels to decoded rows."""
         return self.label(self.segment(decoded))
 
     def label(self, segmented: Batch) -> Batch:
-        """Rows with masks to labels."""
+        """Add labels to rows with masks."""
         assert self.classify is not None  # there are prompts
         return self.classify(self.embed(segmented))

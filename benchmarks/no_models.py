@@ -1,4 +1,4 @@
-"""The models' actor without its models."""
+"""An actor without models: what ``score`` takes around the models can be measured with it."""
 
 from typing import Any
 
@@ -10,11 +10,18 @@ from medfocus.stages.batch import Batch
 
 
 class NoModels(ModelActor):
-    """In place of the actor with both models: the whole image is the mask, and every image is of the first class."""
+    """Takes the place of ``ModelActor``: every mask is empty, and every image gets the first class.
+
+    Args:
+        job: what the run scores; its classes are the labels.
+        _share: ignored, there is nothing that needs threads.
+        _device: ignored.
+        journal: the actor that records the rows in hand.
+    """
 
     def __init__(self, job: JobSpec, _share: Any, _device: str, journal: Any):
         self.job, self.journal = job, journal
-        self.segment = _masks  # type: ignore[assignment]
+        self.segment = _empty_masks  # type: ignore[assignment]
 
     def _embed(self, batch: Batch) -> Batch:
         count, classes = len(batch["image_id"]), self.job.provenance.classes
@@ -26,6 +33,6 @@ class NoModels(ModelActor):
         }
 
 
-def _masks(batch: Batch) -> Batch:
+def _empty_masks(batch: Batch) -> Batch:
     count = len(batch["image_id"])
     return batch | {"mask_counts": np.full(count, "", object), "mask_score": np.zeros(count, np.float32)}

@@ -1,4 +1,4 @@
-"""Full-size models with random weights: they decide nothing about time."""
+"""Full-size models with random weights, which take the same time as trained ones."""
 
 from pathlib import Path
 
@@ -9,7 +9,14 @@ from medfocus.stages.weights import load_clip, load_sam2
 
 
 def write_full_size(folder: Path) -> list[str]:
-    """Write SAM2.1-tiny and ViT-B/16 in their official formats; the settings that name them."""
+    """Write SAM2.1-tiny and ViT-B/16 in their official formats.
+
+    Args:
+        folder: an existing folder for both files.
+
+    Returns:
+        The ``section.key=value`` settings that name the models and their files.
+    """
     torch.save({"model": load_sam2(SAM2, None, seed=0).state_dict()}, folder / "sam2.pt")
     torch.save(load_clip(CLIP, None, seed=0).state_dict(), folder / "clip.pt")
     return [

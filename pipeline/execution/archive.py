@@ -1,0 +1,104 @@
+"""One run over the shards of an archive: what ``embed`` and ``score`` have in common."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from medfocus.cluster.connect import connected
+from medfocus.cluster.resources import plan_resources
+from medfocus.pipeline.console.logs import progress
+from medfocus.pipeline.data.manifest import FILE, Manifest, ShardEntry
+from medfocus.pipeline.data.shared_paths import check_shared
+from medfocus.pipeline.errors import before_start
+from medfocus.pipeline.execution.job import JobSpec
+from medfocus.pipeline.execution.stream import run_shards
+from medfocus.pipeline.tracking import runs
+
+
+@dataclass(frozen=True)
+class ArchiveTotals:
+    """What a run over an archive has reached.
+
+    Args:
+        rows: rows of the archive that the run is about.
+        resumed: how many of them an earlier call had finished.
+        written: rows that this call has written; quarantined rows are not among them.
+        retried_shards: retries of shards after transient errors.
+        quarantined: rows in quarantine, of all calls.
+        seconds: wall time of this call.
+        mlflow_run_id: the run in MLflow.
+    """
+
+    rows: int
+    resumed: int
+    written: int
+    retried_shards: int
+    quarantined: int
+    seconds: float
+    mlflow_run_id: str
+
+
+@contextmanager
+def run_archive(
+    command: str,
+    job: JobSpec,
+    manifest: Manifest,
+    settings: Mapping[str, Any],
+    *,
+    parameters: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+    retry_quarantined: bool = False,
+) -> Iterator[ArchiveTotals]:
+    """Run a job over all shards of an archive that are not finished, and yield the totals inside the MLflow run.
+
+    Args:
+        command: name of the command, also that of the MLflow run.
+        job: what is done to each shard; a job without prompts is about labelled rows only.
+        manifest: of the shards.
+        settings: all that decides the rows; rows of other settings never mix in one output.
+        parameters: logged in MLflow beside the configuration.
+        overwrite: remove what the output holds first.
+        retry_quarantined: take shards with quarantined rows again.
+
+    Raises:
+        UsageError: the output holds rows of other settings or shards.
+        MedFocusError: some shards cannot be finished, or too many rows are in quarantine.
+    """
+    output, config = job.output, job.config
+    with before_start():
+        record, unfinished = output.begin(settings, manifest, overwrite=overwrite, retry_quarantined=retry_quarantined)
+    labelled_only = job.prompts is None
+    shards = [shard for shard in manifest.shards if shard.most_labelled or not labelled_only]
+    unfinished = [shard for shard in unfinished if shard.most_labelled or not labelled_only]
+    rows = _count_rows(shards, labelled_only)
+    resumed = rows - _count_rows(unfinished, labelled_only)
+    # Shards that are taken again for their quarantined rows are no fair sample of the archive.
+    most_quarantined = None if retry_quarantined else config.score.max_quarantined
+    started = time.monotonic()
+    with runs.run(command, config, resume=record.get("mlflow_run_id")) as active:
+        output.update(mlflow_run_id=active.info.run_id)
+        runs.log_dataset("shards", manifest.digest, command)
+        if parameters:
+            runs.log_parameters(parameters)
+        with connected(config.cluster.address, config.cluster.cpus) as resources:
+            check_shared(config.storage, read=[job.source / FILE], written=[output.prefix])
+            with progress(command, rows, resumed, runs.log_progress) as counter:
+                summary = run_shards(unfinished, job, plan_resources(resources), counter, most_quarantined)
+        output.check_complete(shards)
+        output.update(finished=True, digest=manifest.digest)
+        seconds = time.monotonic() - started
+        yield ArchiveTotals(
+            rows=rows,
+            resumed=resumed,
+            written=summary.written,
+            retried_shards=summary.retried,
+            quarantined=output.quarantined(),
+            seconds=seconds,
+            mlflow_run_id=active.info.run_id,
+        )
+
+
+def _count_rows(shards: Sequence[ShardEntry], labelled_only: bool) -> int:
+    return sum(shard.most_labelled if labelled_only else shard.rows for shard in shards)
