@@ -33,7 +33,7 @@ lint: $(READY)
 	$(BIN)/python -m compileall -q $(FOLDERS) medfocus/__init__.py medfocus/__main__.py
 
 docs: $(READY)
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' \
