@@ -1,5 +1,6 @@
-# make demo: the whole pipeline on phantoms.  make test: the tests.  make faults: those that kill processes and break
-# storage.  All make the virtual environment if needed.
+# make demo: the whole pipeline on phantoms.  make test: the tests.  make faults: the tests that kill processes and
+# break storage.  make lint: what checks the code without running it.  make docs: the pages, into build/site.
+# Each makes the virtual environment if needed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +9,10 @@ READY := $(VENV)/ready
 # What sam2's build needs is installed first and used as it is: an isolated build would fetch another torch.
 export SAM2_BUILD_CUDA = 0
 
-.PHONY: demo test faults install lint constraints clean
+# What is ours to compile: links in medfocus/ lead to the same folders.
+FOLDERS := stages pipeline cluster starter benchmarks tests docs
+
+.PHONY: demo test faults install lint docs constraints clean
 
 demo: $(READY)
 	$(BIN)/medfocus demo --work work
@@ -25,6 +29,11 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m compileall -q $(FOLDERS) medfocus/__init__.py medfocus/__main__.py
+
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' \

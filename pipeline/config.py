@@ -5,16 +5,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from string import Formatter
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from medfocus.pipeline.errors import UsageError
 from medfocus.pipeline.yaml_text import NullText, read_mapping, without_quotes
-from medfocus.stages.prompt_settings import PromptSettings
+from medfocus.stages.prompt_settings import FOCUS_MODES, Focus, PromptSettings
 from medfocus.stages.segment_settings import SegmentSettings
-
-Focus = Literal["none", "masked_image", "attention", "both"]
 
 
 class Section(BaseModel):
@@ -155,6 +153,11 @@ class ModelSection(Section):
         if [place[1:] for place in places] != [("", "", None)]:
             raise ValueError(f"{template!r} must have {{}} once, for the class, and no other field in braces")
         return template
+
+    @property
+    def uses_region(self) -> bool:
+        """Whether the focus mode needs the tokens of the best region."""
+        return FOCUS_MODES[self.focus].region
 
     def prompts(self, classes: Iterable[str], cut: int) -> PromptSettings:
         """Settings of the learned part for these classes, in alphabetical order, above a cut."""

@@ -1,7 +1,31 @@
 """The settings that decide the shape and the meaning of the learned part of a model."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
+
+Focus = Literal["none", "masked_image", "attention", "both"]
+
+
+@dataclass(frozen=True)
+class FocusMode:
+    """How a model uses the focus mask.
+
+    Attributes:
+        region: whether the square about the best region is a second view, whose tokens are features.
+        attention: whether the attention of CLS is biased towards the mask.
+    """
+
+    region: bool
+    attention: bool
+
+
+# The focus modes: each name of ``Focus`` has an entry.
+FOCUS_MODES: dict[str, FocusMode] = {
+    "none": FocusMode(region=False, attention=False),
+    "masked_image": FocusMode(region=True, attention=False),
+    "attention": FocusMode(region=False, attention=True),
+    "both": FocusMode(region=True, attention=True),
+}
 
 
 @dataclass(frozen=True)
@@ -12,7 +36,7 @@ class PromptSettings:
         classes: names of the C classes, in the order of the probabilities.
         template: sentence of a class, with ``{}`` in the place of its name.
         cut: number of transformer blocks below the cut of the image tower.
-        focus: how the focus mask is used: ``none``, ``masked_image``, ``attention`` or ``both``.
+        focus: name of the focus mode (``FOCUS_MODES``).
         visual_prompts: learned visual tokens in each block above the cut.
         text_context: learned context tokens in front of a sentence.
         class_context: whether each class has a text context of its own.
@@ -40,4 +64,9 @@ class PromptSettings:
     @property
     def uses_region(self) -> bool:
         """Whether the model needs the tokens of the best region."""
-        return self.focus in ("masked_image", "both")
+        return FOCUS_MODES[self.focus].region
+
+    @property
+    def uses_attention(self) -> bool:
+        """Whether the model biases the attention of CLS."""
+        return FOCUS_MODES[self.focus].attention

@@ -61,7 +61,7 @@ class PromptedCLIP(nn.Module):
         if settings.visual_prompts:
             learned["visual_prompts"] = torch.randn(blocks, settings.visual_prompts, width) * 0.02
             learned["prompt_gates"] = torch.zeros(blocks, self.tower.heads)
-        if settings.focus in ("attention", "both"):
+        if settings.uses_attention:
             learned["focus_strength"] = torch.zeros(blocks)
         if settings.text_context:
             contexts = len(settings.classes) if settings.class_context else 1

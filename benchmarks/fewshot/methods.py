@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks.fewshot.examples import Examples
-from medfocus.stages.prompt_settings import PromptSettings
+from medfocus.stages.prompt_settings import FOCUS_MODES, PromptSettings
 from medfocus.stages.prompted_clip import PromptedCLIP
 from medfocus.stages.tower import CachedTokens
 from medfocus.stages.tuning import TrainingBatch, anneal, train_epoch
@@ -255,7 +255,7 @@ class PromptTuning:
                 torch.from_numpy(examples.cls[name][rows]), torch.from_numpy(examples.memory[name][rows])
             )
 
-        region = view(self.region) if self.focus in ("masked_image", "both") else None
+        region = view(self.region) if FOCUS_MODES[self.focus].region else None
         return view(self.view), torch.from_numpy(examples.focus[rows]), region
 
 

@@ -103,7 +103,7 @@ def _read_input(config: Config, prefix: Location) -> _TrainingInput:
     """Read all of the features but their tokens, and assign the rows to folds."""
     record = _finished_features(prefix)
     foundation = Foundation(**record["settings"]["foundation"])
-    if config.model.focus in ("masked_image", "both") and not foundation.region:
+    if config.model.uses_region and not foundation.region:
         raise UsageError(
             f"{prefix.uri}: made without regions' tokens, which model.focus={config.model.focus} needs; embed again"
         )

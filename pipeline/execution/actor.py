@@ -136,7 +136,7 @@ def load_embed(
     source = model_files.resolve_clip(config.clip, config.storage)
     model_files.check_identity(source, identity, "clip")
     clip = load_clip(source.model, source.checkpoint, source.preprocess, device=device)
-    region = config.model.focus in ("masked_image", "both")
+    region = config.model.uses_region
     views = config.clip.views if prompts is None else 1
     tower = ImageTower(clip, config.clip.cut)
     embed = Embed(tower, region=region, batch_size=config.clip.batch_size, views=views)

@@ -49,7 +49,7 @@ class Foundation:
             clip=config.clip.model_dump(exclude=_MACHINE_SETTINGS),
             sam2_identity=sam2.identity(),
             clip_identity=clip.identity(),
-            region=config.model.focus in ("masked_image", "both"),
+            region=config.model.uses_region,
         )
 
     @property

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import open_clip
@@ -8,7 +9,7 @@ import torch
 from medfocus.stages.classify import Classify
 from medfocus.stages.embed import Embed
 from medfocus.stages.masks import bounding_box, cover, encode_mask
-from medfocus.stages.prompt_settings import PromptSettings
+from medfocus.stages.prompt_settings import FOCUS_MODES, Focus, PromptSettings
 from medfocus.stages.prompted_clip import PromptedCLIP
 from medfocus.stages.tower import ImageTower
 from medfocus.stages.tuning import prompt_loss
@@ -22,6 +23,13 @@ def settings(**changes) -> PromptSettings:
     return PromptSettings(
         **({"classes": CLASSES, "text_context": 4, "class_context": False, "class_offset": True} | values | changes)
     )
+
+
+def test_each_focus_mode_has_its_learned_parts(starter_clip, starter_tokenizer) -> None:
+    assert tuple(FOCUS_MODES) == get_args(Focus)
+    for name, mode in FOCUS_MODES.items():
+        learned = PromptedCLIP(starter_clip, starter_tokenizer, settings(focus=name)).learned
+        assert ("fusion" in learned, "focus_strength" in learned) == (mode.region, mode.attention)
 
 
 @pytest.fixture(scope="module")
