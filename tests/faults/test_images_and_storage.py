@@ -24,9 +24,9 @@ from tests.faults.injection import (
     NO_DIFFERENCE,
     ScoreCommand,
     compare_output,
-    wait_for_result,
     failing_s3,
     kill,
+    wait_for_result,
     wait_until,
 )
 
