@@ -59,8 +59,8 @@ class Classify:
         Returns:
             A copy of the batch with the columns added and without those removed.
         """
-        kept = {k: v for k, v in batch.items() if k not in ("tokens", "focus", "region_tokens")}
-        out, rows = writable(kept), well(batch)
+        others = {name: column for name, column in batch.items() if name not in ("tokens", "focus", "region_tokens")}
+        out, rows = writable(others), well(batch)
         classes = np.array(self.model.settings.classes, dtype=object)
         probabilities = np.zeros((len(batch["image_id"]), len(classes)), np.float32)
         for start in range(0, len(rows), self.batch_size):

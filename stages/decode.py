@@ -25,11 +25,13 @@ __all__ = ["Decode", "media_type_of"]
 
 
 def _read_bmp(content: bytes, max_pixels: int) -> Picture:
+    """Decode a BMP or a DIB."""
     plugin = BmpImagePlugin.DibImageFile if is_dib(content) else BmpImagePlugin.BmpImageFile
     return read_image(content, "BMP", plugin, max_pixels)
 
 
 def _read_gif(content: bytes, max_pixels: int) -> Picture:
+    """Decode a GIF of one frame."""
     return read_image(content, "GIF", GifImagePlugin.GifImageFile, max_pixels)
 
 

@@ -106,6 +106,7 @@ class Embed:
         out["focus"][rows, number] = F.adaptive_avg_pool2d(covers, self.tower.grid).flatten(1).half().numpy()
 
     def _tensor(self, pixels: np.ndarray) -> torch.Tensor:
+        """Pixels as a tensor on the device of the tower."""
         return torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device)
 
     @torch.inference_mode()

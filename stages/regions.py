@@ -64,9 +64,9 @@ def score_masks(logits: torch.Tensor, iou: torch.Tensor, settings: SegmentSettin
     inner, outer = ((flat > offset).sum(1) for offset in (_STABILITY_OFFSET, -_STABILITY_OFFSET))
     stability = inner / outer.clamp(min=1)
     distance = (area.clamp(min=1e-9).log() - float(np.log(settings.prior_area))) / settings.prior_spread
-    kept = (area >= settings.min_area) & (area <= settings.max_area) & (stability >= settings.min_stability)
+    eligible = (area >= settings.min_area) & (area <= settings.max_area) & (stability >= settings.min_stability)
     score = iou.clamp(0, 1) * stability * torch.exp(-0.5 * distance**2)
-    return torch.where(kept | ~score.isfinite(), score, torch.zeros_like(score))
+    return torch.where(eligible | ~score.isfinite(), score, torch.zeros_like(score))
 
 
 def select_regions(ranked: Candidates, settings: SegmentSettings) -> Candidates:

@@ -15,8 +15,8 @@ from medfocus.stages.segment_settings import SegmentSettings
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
 
-# Candidates of an image that are kept between passes of the decoder, as a multiple of the regions wanted.
-_KEPT_PER_REGION = 8
+# Candidates of an image that stay between passes of the decoder, as a multiple of ``settings.regions``.
+_CANDIDATES_PER_REGION = 8
 # Clicks of an image whose masks are drawn together, in falling order of predicted IoU.
 _DRAWN_TOGETHER = 4
 # Images in one pass of the encoder, and points times images in one pass of the decoder. On a CPU larger passes are not
@@ -118,17 +118,17 @@ class Segment:
             For each image its regions, best first, at most ``settings.regions``; None where values are not finite.
         """
         features = self.encode(torch.from_numpy(np.ascontiguousarray(pixels)))
-        kept = self.settings.regions * _KEPT_PER_REGION
+        limit = self.settings.regions * _CANDIDATES_PER_REGION
         parts: list[Candidates] = []
         for proposed in self.propose(features):
             parts.append(proposed.take(~(proposed.score <= 0)))  # not > 0: a NaN must stay
-            if sum(len(part.score) for part in parts) > 2 * kept * len(pixels):
+            if sum(len(part.score) for part in parts) > 2 * limit * len(pixels):
                 candidates = Candidates.join(parts)
-                parts = [candidates.best(image, kept) for image in range(len(pixels))]
+                parts = [candidates.best(image, limit) for image in range(len(pixels))]
         candidates = Candidates.join(parts)
         finite = features.embedding.isfinite().flatten(1).all(1)
         finite[candidates.images[~candidates.score.isfinite()]] = False
-        return [self._regions(candidates.best(image, kept)) if finite[image] else None for image in range(len(pixels))]
+        return [self._regions(candidates.best(image, limit)) if finite[image] else None for image in range(len(pixels))]
 
     def _regions(self, ranked: Candidates) -> Candidates:
         """The regions among the candidates of one image, best first."""

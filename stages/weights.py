@@ -291,6 +291,7 @@ def _without_root_warnings() -> Iterator[None]:
 
 
 def _as_float32(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors, with those of floating point in float32."""
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
 
 
@@ -305,4 +306,5 @@ def _check_keys(checkpoint: Path, model: str, missing: list[str], unexpected: li
 
 
 def _first_line(error: Exception) -> str:
+    """The first line of an error's message, or its class where it has none."""
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

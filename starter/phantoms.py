@@ -174,7 +174,7 @@ def _near(mask: np.ndarray, area: float) -> np.ndarray:
 
 
 def _pick(random: np.random.Generator, places: np.ndarray, size: int) -> tuple[float, float]:
-    """Coordinates x and y, 0..1, of one of some pixels, given as flat indices."""
+    """Coordinates x and y, 0..1, of a random pixel among those at the flat indices ``places``."""
     row, column = divmod(int(places[random.integers(len(places))]), size)
     return (column + 0.5) / size, (row + 0.5) / size
 

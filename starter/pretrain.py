@@ -47,6 +47,7 @@ class Phantoms(IterableDataset[Phantom]):
         self.seed, self.size, self.start, self.decoys = seed, size, start, decoys
 
     def __iter__(self) -> Iterator[Phantom]:
+        """Draw the phantoms of this worker."""
         worker = get_worker_info()
         step, offset = (worker.num_workers, worker.id) if worker else (1, 0)
         index = self.start + offset
@@ -69,7 +70,7 @@ def train(
         seed: seed of the weights and the phantoms.
         device: ``cpu`` or ``cuda``.
         start: weights of an earlier training to start from; None starts from random weights.
-        after: share of the recipe that these weights have passed already, 0..1; the steps are the rest of it.
+        after: share of the recipe that these weights have passed, 0..1; the steps cover the remaining share.
 
     Returns:
         The loss of each step of this call.

@@ -121,4 +121,5 @@ def other_kind_of(content: bytes) -> str | None:
 
 
 def _is_bmp(content: bytes) -> bool:
+    """Whether the bytes begin with the two headers of a BMP."""
     return content[:2] == b"BM" and len(content) >= 18 and struct.unpack("<I", content[14:18])[0] in _BMP_HEADERS

@@ -161,11 +161,11 @@ class Raster:
         if not count:
             raise ImageError("NotFinite", "the image holds no value that is a finite number")
         place, between = divmod(_CLIPPED_SHARE * (count - 1), 1)
-        kept = min(int(place) + 2, count)
+        extremes = min(int(place) + 2, count)
         lowest = highest = np.empty(0, self.samples.dtype)
         for values in self._finite_samples():
-            lowest = _smallest(np.concatenate([lowest, values]), kept)
-            highest = _largest(np.concatenate([highest, values]), kept)
+            lowest = _smallest(np.concatenate([lowest, values]), extremes)
+            highest = _largest(np.concatenate([highest, values]), extremes)
         ends = np.sort(lowest)[-2:].astype(float), np.sort(highest)[:2][::-1].astype(float)
         low, high = (end[0] + (end[-1] - end[0]) * between for end in ends)
         return float(low), float(high)

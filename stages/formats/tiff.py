@@ -124,6 +124,7 @@ def _check_page(page: TiffPage, max_pixels: int) -> None:
 
 
 def _unsupported(what: str) -> ImageError:
+    """The error of a kind of TIFF that is not read, described by a phrase such as ``of complex numbers``."""
     return ImageError("Unsupported", f"a TIFF {what} is not read; convert it to PNG or another TIFF")
 
 
@@ -155,6 +156,7 @@ def _check_segments(page: TiffPage, content: bytes, max_pixels: int) -> None:
 
 
 def _truncated() -> ImageError:
+    """The error of a file that ends before its image data."""
     return ImageError("Truncated", "the TIFF is truncated: its image data end behind the end of the file")
 
 

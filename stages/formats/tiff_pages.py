@@ -78,6 +78,7 @@ def _next_directory(file: TiffFile, offset: int) -> int:
 
 
 def _truncated() -> ImageError:
+    """The error of a file that ends before one of its images."""
     return ImageError("Truncated", "the TIFF is truncated: it names an image that lies behind its end")
 
 
