@@ -19,16 +19,16 @@ from medfocus.pipeline.tracking import runs
 
 @dataclass(frozen=True)
 class ArchiveTotals:
-    """What a run over an archive has reached.
+    """Totals of a run over an archive.
 
     Args:
-        rows: rows of the archive that the run is about.
-        resumed: how many of them an earlier call had finished.
-        written: rows that this call has written; quarantined rows are not among them.
-        retried_shards: retries of shards after transient errors.
-        quarantined: rows in quarantine, of all calls.
+        rows: number of rows of the archive that the job is for.
+        resumed: number of these that an earlier call has finished.
+        written: number of rows that this call has written, without quarantined rows.
+        retried_shards: number of retries, each of one shard, after transient errors.
+        quarantined: number of rows in quarantine, of all calls.
         seconds: wall time of this call.
-        mlflow_run_id: the run in MLflow.
+        mlflow_run_id: id of the run in MLflow.
     """
 
     rows: int
@@ -55,12 +55,12 @@ def run_archive(
 
     Args:
         command: name of the command, also that of the MLflow run.
-        job: what is done to each shard; a job without prompts is about labelled rows only.
-        manifest: of the shards.
-        settings: all that decides the rows; rows of other settings never mix in one output.
-        parameters: logged in MLflow beside the configuration.
-        overwrite: remove what the output holds first.
-        retry_quarantined: take shards with quarantined rows again.
+        job: specification of the job; a job without prompts is for labelled rows only.
+        manifest: manifest of the shards.
+        settings: everything that decides the rows; rows of other settings never mix in one output.
+        parameters: parameters to log in MLflow beside the configuration.
+        overwrite: remove the rows of earlier runs first.
+        retry_quarantined: process shards with quarantined rows again.
 
     Raises:
         UsageError: the output holds rows of other settings or shards.
@@ -74,7 +74,7 @@ def run_archive(
     unfinished = [shard for shard in unfinished if shard.most_labelled or not labelled_only]
     rows = _count_rows(shards, labelled_only)
     resumed = rows - _count_rows(unfinished, labelled_only)
-    # Shards that are taken again for their quarantined rows are no fair sample of the archive.
+    # Shards that are processed again for their quarantined rows are no fair sample of the archive.
     most_quarantined = None if retry_quarantined else config.score.max_quarantined
     started = time.monotonic()
     with runs.run(command, config, resume=record.get("mlflow_run_id")) as active:
