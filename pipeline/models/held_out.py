@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-How = Literal["by patient", "by neighbours", "by image"]
+HoldOutMethod = Literal["by patient", "by neighbours", "by image"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class HeldOut:
         near_duplicates_apart: pairs of near-duplicates that were not kept together, lest too few groups remain.
     """
 
-    how: How
+    how: HoldOutMethod
     rows: int
     rows_without_patient: int
     groups: int

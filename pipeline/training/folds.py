@@ -14,7 +14,7 @@ from scipy.cluster.hierarchy import DisjointSet
 from sklearn.model_selection import StratifiedGroupKFold
 
 from medfocus.pipeline.errors import UsageError
-from medfocus.pipeline.models.held_out import HeldOut, How
+from medfocus.pipeline.models.held_out import HeldOut, HoldOutMethod
 from medfocus.pipeline.training.neighbours import Neighbours
 
 # Which neighbours are joined: all, those of one class, or identical images.
@@ -99,7 +99,7 @@ def group_rows(
     for number, row in enumerate(order):
         group_of_row[row] = groups.root(number)
     unknown = sum(patient is None for patient in labels["patient_id"])
-    how: How = "by patient" if not unknown else "by neighbours" if neighbours.compared else "by image"
+    how: HoldOutMethod = "by patient" if not unknown else "by neighbours" if neighbours.compared else "by image"
     apart = sum(groups.are_apart(*pair[:2]) for pair in pairs)
     return group_of_row, HeldOut(how, len(order), unknown, len(set(group_of_row)), apart)
 
