@@ -1,1 +1,1 @@
-"""Where it runs: connecting to Ray, and the resource plan that sizes tasks and actor pools."""
+"""Where it runs: the connection to Ray, its environment, and the resource plan that sizes tasks and actor pools."""

@@ -1,6 +1,5 @@
-"""What the account that runs a command may lack, as in a container: a home, a name, a folder that can be written."""
+"""Folders that the account of a command can use, also where it has few rights, as in a container."""
 
-import getpass
 import os
 import stat
 import tempfile
@@ -9,28 +8,10 @@ from pathlib import Path
 from medfocus.cluster.errors import ClusterError
 
 
-def complete_environment() -> None:
-    """Give this process, and those it starts, a home and a name where the account has none.
-
-    Ray cannot be imported without a home folder, and MLflow asks for a name of the user. A home that can be read but
-    not written stays the home: it may hold settings and credentials.
-
-    Raises:
-        ClusterError: no temporary folder can be written.
-    """
-    home = os.path.expanduser("~")  # noqa: PTH111  Path raises an error where there is no home
-    if not os.access(home, os.R_OK | os.X_OK) or not Path(home).is_dir():
-        os.environ["HOME"] = str(own_folder())
-    try:
-        getpass.getuser()
-    except (KeyError, OSError):  # the user id has no entry in the list of users
-        os.environ["LOGNAME"] = f"uid{os.getuid()}"
-
-
 def own_folder() -> Path:
     """A folder below the temporary folder that only this account may use, the same at each call.
 
-    Where somebody else has taken its name, a new folder is made instead.
+    If another account owns a folder of that name, or others may write to it, a new folder is made instead.
 
     Raises:
         ClusterError: no temporary folder can be written.
@@ -40,8 +21,8 @@ def own_folder() -> Path:
         try:
             folder.mkdir(mode=0o700)
         except FileExistsError:
-            found = folder.lstat()
-            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+            status = folder.lstat()
+            if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
                 return Path(tempfile.mkdtemp(prefix="medfocus-"))
         return folder
     except OSError as error:
@@ -49,6 +30,6 @@ def own_folder() -> Path:
 
 
 def is_writable(folder: Path) -> bool:
-    """Whether the folder, which need not exist yet, can be made and written by this account."""
+    """Whether this account can write to the folder, or make it if it does not exist yet."""
     existing = next((path for path in (folder, *folder.parents) if path.exists()), Path("/"))
     return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)

@@ -1,6 +1,10 @@
-"""What runs: one module a command, and the configuration, records, storage and tracking they share."""
+"""What runs: the commands in rooms, and the configuration, records, storage and tracking that they share."""
 
-import os
+from contextlib import suppress
 
-# Read when mlflow is imported: runs report to their own store and to nobody else.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+from medfocus.cluster.environment import prepare_environment
+from medfocus.cluster.errors import ClusterError
+
+# Before any module of this package imports MLflow or Ray. A command calls it again and reports what it raises.
+with suppress(ClusterError):
+    prepare_environment()

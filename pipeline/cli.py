@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from medfocus.cluster.account import complete_environment, own_folder
+from medfocus.cluster.account import own_folder
+from medfocus.cluster.environment import prepare_environment
 from medfocus.cluster.errors import ClusterError
 from medfocus.pipeline.commands.parser import build_parser
 from medfocus.pipeline.config import Config, load_config
 from medfocus.pipeline.console.causes import own_error, reason
 from medfocus.pipeline.console.credentials import without_credentials
-from medfocus.pipeline.console.logs import Volume, configure, flush, log, only_results, show, without_codes
+from medfocus.pipeline.console.logs import Verbosity, configure, flush, log, only_results, show, without_codes
 from medfocus.pipeline.console.signals import stopped_by_signals
 from medfocus.pipeline.errors import MedFocusError, TooManyQuarantined, UsageError
 
@@ -25,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     configure()
     try:
         call = build_parser().parse_args(arguments)
-        configure(Volume.VERBOSE if call.verbose else Volume.QUIET if call.quiet else Volume.NORMAL)
+        configure(Verbosity.VERBOSE if call.verbose else Verbosity.QUIET if call.quiet else Verbosity.NORMAL)
         with stopped_by_signals(), only_results():
             return _attempt(call)
     finally:
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _attempt(call: argparse.Namespace) -> int:
     """Run the command and report an error; returns the exit code."""
     try:
-        complete_environment()
+        prepare_environment()
         config = load_config(call.config, call.set)
     except (UsageError, ClusterError) as error:
         return _report(error, getattr(error, "exit_code", 1))

@@ -1,6 +1,6 @@
 """From encoded bytes to pixels.
 
-To read another file format, add a module to ``stages.formats`` and an entry to ``_READERS`` below (docs/formats.md).
+To read another file format, add a module to ``stages.formats`` and an entry to ``READERS`` (docs/formats.md).
 """
 
 import warnings
@@ -33,8 +33,7 @@ def _read_gif(content: bytes, max_pixels: int) -> Picture:
     return read_image(content, "GIF", GifImagePlugin.GifImageFile, max_pixels)
 
 
-# The reader of each media type: from the bytes and the limit of pixels to a picture.
-_READERS: dict[str, Callable[[bytes, int], Picture]] = {
+READERS: dict[str, Callable[[bytes, int], Picture]] = {
     media_types.PNG: read_png,
     media_types.JPEG: read_jpeg,
     media_types.TIFF: read_tiff,
@@ -44,6 +43,7 @@ _READERS: dict[str, Callable[[bytes, int], Picture]] = {
     media_types.JPEG2000: read_jpeg_2000,
     media_types.CODESTREAM: read_jpeg_2000,
 }
+"""The reader of each media type: from the bytes of a file and the limit of pixels to a picture."""
 
 
 class Decode:
@@ -155,4 +155,4 @@ class Decode:
             raise ImageError("Unsupported", f"{name} images are not read; convert them to PNG or TIFF")
         if actual != media_type:
             raise ImageError("WrongMediaType", f"the bytes are {actual}, the row says {media_type}")
-        return _READERS[actual](content, self.max_pixels)
+        return READERS[actual](content, self.max_pixels)

@@ -1,1 +1,1 @@
-"""The embedded default: phantom images with known truth, and small models that run anywhere."""
+"""Phantom images with known truth, and the small pretrained models that are the default."""

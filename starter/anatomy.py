@@ -1,8 +1,8 @@
-"""Anatomy of the phantoms: for each organ, outlines that stand for its parts, and where a lesion may sit.
+"""The anatomy of the phantoms: for each organ the outlines of its parts, and the part that lesions lie in.
 
-A part is drawn with a brightness for each modality (0 black to 1 white): what is dense is bright on a radiograph
-and on CT; on MRI fat and marrow are bright, air and cortical bone dark, and water is dark where T1 weighs the image and
-bright where T2 does.
+A part has a brightness for each modality, from 0 (black) to 1 (white). Dense tissue is bright on a radiograph and on
+CT. On MRI, fat and marrow are bright, and air and cortical bone are dark; water is dark on a T1-weighted image and
+bright on a T2-weighted one.
 """
 
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ import numpy as np
 from medfocus.starter.canvas import Canvas, smooth_field
 
 MODALITIES = ("radiograph", "CT", "MRI")
+"""The modalities of the phantoms."""
 # Brightness on radiograph, CT, T1-weighted MRI and T2-weighted MRI.
 _TISSUE: dict[str, tuple[float, float, float, float]] = {
     "background": (0.04, 0.02, 0.02, 0.02),
@@ -28,9 +29,9 @@ _TISSUE: dict[str, tuple[float, float, float, float]] = {
     "ventricle": (0.36, 0.30, 0.18, 0.85),
     "white matter": (0.44, 0.44, 0.60, 0.36),
 }
+# Share of the MRI images that are T2-weighted.
 _T2_SHARE = 0.35
 
-# Every part that an organ may be drawn with.
 PARTS = (
     "body",
     "bone",
@@ -50,11 +51,18 @@ PARTS = (
     "ventricle",
     "white matter",
 )
+"""Every part that an organ may have."""
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """A drawn organ: the picture before noise, float32 [S, S], its parts as masks, and the part that hosts lesions."""
+    """The drawing of an organ.
+
+    Attributes:
+        picture: float32 [S, S], brightness before exposure and noise, 0 black to 1 white.
+        parts: bool [S, S] for each part by its name.
+        host: name of the part that lesions lie in.
+    """
 
     picture: np.ndarray
     parts: dict[str, np.ndarray]
@@ -62,7 +70,13 @@ class Anatomy:
 
 
 class _Sketch:
-    """A picture in the making: paints a part and keeps its mask."""
+    """An unfinished picture. It paints parts and records their masks.
+
+    Args:
+        random: source of all random draws.
+        size: side in pixels.
+        modality: one of ``MODALITIES``.
+    """
 
     def __init__(self, random: np.random.Generator, size: int, modality: str):
         self.random = random
@@ -74,15 +88,28 @@ class _Sketch:
         self.parts: dict[str, np.ndarray] = {}
 
     def brightness(self, tissue: str) -> float:
+        """Brightness of a tissue in this picture, 0..1."""
         return _TISSUE[tissue][self.column]
 
     def vary(self, value: float, share: float = 0.08) -> float:
+        """The value, changed at random by at most a share of it."""
         return float(value * self.random.uniform(1 - share, 1 + share))
 
     def part(
         self, name: str, tissue: str, x: float, y: float, rx: float, ry: float, angle: float = 0.0, vary: float = 0.08
     ) -> None:
-        """Paint an ellipse of a tissue about the given place and size; parts of one name add up."""
+        """Paint an elliptic part; parts of the same name form one mask.
+
+        Args:
+            name: one of ``PARTS``.
+            tissue: the tissue that decides its brightness.
+            x: centre, 0..1 from left to right; a random shift is added.
+            y: centre, 0..1 from top to bottom; a random shift is added.
+            rx: half axis along x, as a share of the side.
+            ry: half axis along y, as a share of the side.
+            angle: rotation in radians.
+            vary: largest random change of the half axes, as a share.
+        """
         shift = self.random.uniform(-0.012, 0.012, 2)
         rx, ry = self.vary(rx, vary), self.vary(ry, vary)
         outline = self.canvas.ellipse(x + shift[0], y + shift[1], rx, ry, angle)
@@ -91,10 +118,18 @@ class _Sketch:
         self.parts[name] = self.parts[name] | mask if name in self.parts else mask
 
     def finish(self, host: str) -> Anatomy:
+        """The finished drawing, with the part that lesions lie in."""
         return Anatomy(self.picture, self.parts, host)
 
 
 def draw_chest(random: np.random.Generator, size: int, modality: str) -> Anatomy:
+    """Draw a chest: a projection on a radiograph, an axial slice on CT and MRI.
+
+    Args:
+        random: source of all random draws.
+        size: side in pixels.
+        modality: one of ``MODALITIES``.
+    """
     sketch = _Sketch(random, size, modality)
     upright = modality == "radiograph"
     tall = 0.50 if upright else 0.33
@@ -114,6 +149,7 @@ def draw_chest(random: np.random.Generator, size: int, modality: str) -> Anatomy
 
 
 def _rib(sketch: _Sketch, y: float) -> None:
+    """Paint one rib on each side, at a height 0..1."""
     for x in (0.30, 0.70):
         outline = sketch.canvas.ellipse(x, y + 0.08, 0.19, 0.10)
         upper = sketch.canvas.y[outline.window] < y + 0.08
@@ -121,6 +157,7 @@ def _rib(sketch: _Sketch, y: float) -> None:
 
 
 def draw_abdomen(random: np.random.Generator, size: int, modality: str) -> Anatomy:
+    """Draw an axial slice of an abdomen; the arguments are those of ``draw_chest``."""
     sketch = _Sketch(random, size, modality)
     sketch.part("fat", "fat", 0.5, 0.5, 0.46, 0.36)
     sketch.part("body", "soft tissue", 0.5, 0.5, 0.42, 0.32)
@@ -134,7 +171,7 @@ def draw_abdomen(random: np.random.Generator, size: int, modality: str) -> Anato
 
 
 def draw_brain(random: np.random.Generator, size: int, modality: str) -> Anatomy:
-    """A brain cut across, from ear to ear or from front to back."""
+    """Draw an axial, coronal or sagittal slice of a brain; the arguments are those of ``draw_chest``."""
     sketch = _Sketch(random, size, modality)
     plane = (_axial_brain, _coronal_brain, _sagittal_brain)[int(random.choice(3, p=(0.5, 0.25, 0.25)))]
     plane(sketch)
@@ -145,6 +182,7 @@ def draw_brain(random: np.random.Generator, size: int, modality: str) -> Anatomy
 
 
 def _axial_brain(sketch: _Sketch) -> None:
+    """Paint a slice across the body axis."""
     sketch.part("scalp", "fat", 0.5, 0.5, 0.375, 0.45, vary=0.04)
     sketch.part("skull", "bone", 0.5, 0.5, 0.355, 0.43, vary=0.02)
     sketch.part("brain", "brain", 0.5, 0.5, 0.32, 0.39, vary=0.02)
@@ -156,6 +194,7 @@ def _axial_brain(sketch: _Sketch) -> None:
 
 
 def _coronal_brain(sketch: _Sketch) -> None:
+    """Paint a slice from ear to ear."""
     sketch.part("muscle", "soft tissue", 0.5, 0.85, 0.23, 0.28)
     sketch.part("scalp", "fat", 0.5, 0.44, 0.35, 0.385, vary=0.04)
     sketch.part("skull", "bone", 0.5, 0.44, 0.33, 0.365, vary=0.02)
@@ -170,7 +209,8 @@ def _coronal_brain(sketch: _Sketch) -> None:
 
 
 def _sagittal_brain(sketch: _Sketch) -> None:
-    front = -1 if sketch.random.uniform() < 0.5 else 1  # to which side the face looks
+    """Paint a slice from front to back."""
+    front = -1 if sketch.random.uniform() < 0.5 else 1  # the side that the face is on
     sketch.part("muscle", "soft tissue", 0.5 + 0.24 * front, 0.72, 0.13, 0.26)
     sketch.part("muscle", "soft tissue", 0.5 - 0.08 * front, 0.90, 0.17, 0.26)
     sketch.part("scalp", "fat", 0.5, 0.41, 0.43, 0.36, vary=0.04)
@@ -184,12 +224,13 @@ def _sagittal_brain(sketch: _Sketch) -> None:
 
 
 def _fissure(sketch: _Sketch) -> None:
-    """The dark line between the two halves of a brain."""
+    """Paint the dark line between the two halves of a brain."""
     middle = np.abs(sketch.canvas.x - 0.5) < 0.003
     sketch.picture[middle & sketch.parts["brain"]] *= 0.8
 
 
 def draw_knee(random: np.random.Generator, size: int, modality: str) -> Anatomy:
+    """Draw a coronal slice of a knee; the arguments are those of ``draw_chest``."""
     sketch = _Sketch(random, size, modality)
     sketch.part("fat", "fat", 0.5, 0.5, 0.30, 0.62)
     sketch.part("muscle", "soft tissue", 0.5, 0.5, 0.26, 0.60)
@@ -205,3 +246,4 @@ def draw_knee(random: np.random.Generator, size: int, modality: str) -> Anatomy:
 
 
 ORGANS = {"chest": draw_chest, "abdomen": draw_abdomen, "brain": draw_brain, "knee": draw_knee}
+"""The function that draws each organ."""

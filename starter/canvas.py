@@ -1,6 +1,6 @@
-"""Drawing on a square of 0..1 coordinates: warped ellipses and smooth random fields.
+"""Drawing on a square with coordinates 0..1: warped ellipses and smooth random fields.
 
-All fields are float32 [S, S]; x runs to the right and y down, both from 0 to 1 over the image.
+All fields are float32 [S, S]. The coordinate x runs to the right and y down, both from 0 to 1 over the image.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import numpy as np
 
 @lru_cache(maxsize=8)
 def coordinates(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """x and y of each pixel's centre, [S, S] each; shared, not to be written to."""
+    """Coordinates x and y of the centres of the pixels, float32 [size, size] each; cached, so not to be changed."""
     centres = (np.arange(size, dtype=np.float32) + 0.5) / size
     x, y = np.meshgrid(centres, centres)
     return x, y
@@ -19,7 +19,7 @@ def coordinates(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=64)
 def _interpolation(size: int, cells: int) -> np.ndarray:
-    """Matrix [size, cells] that interpolates linearly between values at cell positions."""
+    """The matrix float32 [size, cells] that interpolates linearly between values at the cells."""
     position = np.linspace(0, cells - 1, size, dtype=np.float32)
     left = np.minimum(position.astype(int), cells - 2)
     share = position - left
@@ -30,14 +30,23 @@ def _interpolation(size: int, cells: int) -> np.ndarray:
 
 
 def smooth_field(random: np.random.Generator, size: int, cells: int) -> np.ndarray:
-    """A random field [S, S] of about unit variance that changes over 1/cells of the image."""
+    """A smooth random field of about unit variance.
+
+    Args:
+        random: source of all random draws.
+        size: side in pixels.
+        cells: independent values along each side, between which the field is interpolated.
+
+    Returns:
+        Float32 [size, size].
+    """
     values = random.standard_normal((cells, cells), dtype=np.float32)
     across = _interpolation(size, cells)
     return across @ values @ across.T
 
 
 def blurred(image: np.ndarray, cells: int) -> np.ndarray:
-    """The image [S, S] with all detail finer than 1/cells of it taken away."""
+    """The image [S, S] without the detail that is finer than one of ``cells`` cells along each side."""
     across = _interpolation(image.shape[0], cells)
     weights = across / across.sum(0)
     return across @ (weights.T @ image @ weights) @ across.T
@@ -45,7 +54,13 @@ def blurred(image: np.ndarray, cells: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Canvas:
-    """Coordinates of an image, bent a little so that no outline is a perfect ellipse."""
+    """The coordinates of an image, slightly bent so that no outline is a perfect ellipse.
+
+    Attributes:
+        size: side in pixels.
+        x: float32 [size, size], 0..1 from left to right.
+        y: float32 [size, size], 0..1 from top to bottom.
+    """
 
     size: int
     x: np.ndarray
@@ -53,12 +68,13 @@ class Canvas:
 
     @classmethod
     def bent(cls, random: np.random.Generator, size: int, amount: float = 0.012) -> "Canvas":
+        """A canvas with random bends; ``amount`` is their standard deviation as a share of the side."""
         x, y = coordinates(size)
         return cls(size, x + amount * smooth_field(random, size, 7), y + amount * smooth_field(random, size, 7))
 
     def ellipse(self, x: float, y: float, rx: float, ry: float, angle: float = 0.0) -> "Outline":
-        """An ellipse about (x, y) with half axes rx and ry, turned by ``angle`` radians."""
-        reach = max(rx, ry) * 1.1 + 0.05  # what bending may add, and a soft edge
+        """An ellipse with centre (x, y) and half axes rx and ry in 0..1, rotated by ``angle`` radians."""
+        reach = max(rx, ry) * 1.1 + 0.05  # includes what bending may add, and a soft edge
         rows = slice(max(0, int((y - reach) * self.size)), max(1, int((y + reach) * self.size) + 1))
         columns = slice(max(0, int((x - reach) * self.size)), max(1, int((x + reach) * self.size) + 1))
         dx, dy = self.x[rows, columns] - np.float32(x), self.y[rows, columns] - np.float32(y)
@@ -72,9 +88,12 @@ class Canvas:
 
 @dataclass(frozen=True)
 class Outline:
-    """A closed outline within a window of the image.
+    """A closed outline in a window of the image.
 
-    ``near`` is 1 at its centre, 0 on the outline and below 0 outside; ``radius`` is its smaller half axis.
+    Attributes:
+        window: rows and columns of the window.
+        near: float32 [h, w] over the window, 1 at the centre, 0 on the outline and below 0 outside.
+        radius: the smaller half axis, as a share of the side.
     """
 
     window: tuple[slice, slice]
@@ -82,13 +101,19 @@ class Outline:
     radius: float
 
     def fill(self, image: np.ndarray, value: float, softness: float = 0.004) -> None:
-        """Paint ``value`` inside, in place, with an edge ``softness`` of the image wide."""
+        """Paint a value inside the outline, in place.
+
+        Args:
+            image: float32 [S, S]; changed.
+            value: brightness, 0..1.
+            softness: width of the edge, as a share of the side.
+        """
         patch = image[self.window]
         alpha = np.clip(self.near * np.float32(self.radius / softness * 0.5) + np.float32(0.5), 0, 1)
         patch += alpha * (np.float32(value) - patch)
 
     def mask(self, size: int) -> np.ndarray:
-        """The inside, bool [size, size]."""
+        """The inside of the outline, bool [size, size]."""
         whole = np.zeros((size, size), bool)
         whole[self.window] = self.near > 0
         return whole

@@ -1,28 +1,30 @@
-"""What a machine makes of a drawn body: the marks of radiography, CT and MRI, by which a person tells them apart."""
+"""Exposure: the picture that a radiography, CT or MRI machine takes of a drawn body, with the marks of its modality."""
 
 import numpy as np
 
 from medfocus.starter.canvas import blurred, coordinates, smooth_field
 
 SITES = ("north", "south", "harbour", "valley", "hill")
-# Contrast, gamma and noise of each site's machines.
-_SITE_LOOK = ((1.0, 1.0, 0.012), (0.85, 0.85, 0.02), (1.1, 1.15, 0.016), (0.9, 1.2, 0.028), (1.05, 0.8, 0.02))
-_LEVELS = 1024  # of brightness, before gamma
+"""The sites that phantoms come from."""
+# Contrast, gamma and noise of the machines of each site.
+_SITE_EXPOSURE = ((1.0, 1.0, 0.012), (0.85, 0.85, 0.02), (1.1, 1.15, 0.016), (0.9, 1.2, 0.028), (1.05, 0.8, 0.02))
+# Levels of brightness before gamma.
+_LEVELS = 1024
 
 
 def expose(random: np.random.Generator, picture: np.ndarray, modality: str, site: int) -> np.ndarray:
-    """The picture as a machine of the site records it.
+    """Expose a picture as a machine of a site does.
 
     Args:
-        random: source of all chance.
+        random: source of all random draws.
         picture: float32 [S, S], 0 black to 1 white.
         modality: one of ``MODALITIES``.
         site: index into ``SITES``.
 
     Returns:
-        uint8 [S, S].
+        Uint8 [S, S].
     """
-    contrast, gamma, noise = _SITE_LOOK[site]
+    contrast, gamma, noise = _SITE_EXPOSURE[site]
     exposed = _MACHINES[modality](random, picture, np.float32(noise))
     exposed *= np.float32(contrast * random.uniform(0.75, 1.1) * (_LEVELS - 1))
     np.clip(exposed, 0, _LEVELS - 1, out=exposed)
@@ -31,7 +33,7 @@ def expose(random: np.random.Generator, picture: np.ndarray, modality: str, site
 
 
 def _radiograph(random: np.random.Generator, picture: np.ndarray, noise: np.float32) -> np.ndarray:
-    """A projection: the veil of scattered rays, the anode's heel effect, quantum noise, and collimated borders."""
+    """Radiography, a projection: scattered rays, the anode's heel effect, quantum noise, and collimated borders."""
     x, y = coordinates(picture.shape[0])
     veil = np.float32(random.uniform(0.25, 0.4))
     exposed = (1 - veil) * picture + veil * (blurred(picture, 10) + np.float32(0.12))
@@ -44,7 +46,7 @@ def _radiograph(random: np.random.Generator, picture: np.ndarray, noise: np.floa
 
 
 def _tomogram(random: np.random.Generator, picture: np.ndarray, noise: np.float32) -> np.ndarray:
-    """CT: a round field, nothing outside of it, correlated noise, and the table under the body."""
+    """CT: a round field that is black outside, correlated noise, and the table under the body."""
     size = picture.shape[0]
     x, y = coordinates(size)
     grain = random.standard_normal(picture.shape, dtype=np.float32)
@@ -57,7 +59,7 @@ def _tomogram(random: np.random.Generator, picture: np.ndarray, noise: np.float3
 
 
 def _resonance(random: np.random.Generator, picture: np.ndarray, noise: np.float32) -> np.ndarray:
-    """MRI: a receive coil's bias field, a faint ghost half a field away, and Rician noise."""
+    """MRI: the bias field of a receive coil, a faint ghost half a field away, and Rician noise."""
     size = picture.shape[0]
     field = picture.clip(0) * np.exp(np.float32(0.15) * smooth_field(random, size, 3))
     field += np.float32(random.uniform(0.0, 0.05)) * np.roll(field, size // 2, 0)

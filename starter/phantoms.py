@@ -1,7 +1,7 @@
-"""Phantoms: grey images with anatomy, lesions whose kind is the class, and the truth about both.
+"""Phantoms: grey images of drawn anatomy with lesions, and the truth about both. The kind of lesion is the class.
 
-``python -m medfocus.starter.phantoms FOLDER`` writes a labelled set. Nothing here is a patient, and nothing learned
-from it is for clinical use.
+``python -m medfocus.starter.phantoms FOLDER`` writes a labelled set. No phantom shows a patient, and a model that
+learns from phantoms is not for clinical use.
 """
 
 import argparse
@@ -21,11 +21,15 @@ from medfocus.starter.machines import SITES, expose
 
 Preset = Literal["easy", "hard"]
 PRESETS = ("easy", "hard")
+"""The presets of difficulty (``draw``)."""
 IMAGES_PER_PATIENT = 4
-# Share of the image that one lesion covers, about; log-uniform between the two.
+"""Images of one patient; their indices follow each other."""
+# Bounds of the approximate share of the image that one lesion covers; the share is log-uniform.
 _LESION_AREA = {"easy": (0.01, 0.05), "hard": (0.005, 0.01)}
+# The same of one decoy.
 _DECOY_AREA = (0.025, 0.07)
 _MOST_LESIONS = 3
+# Words of a caption for each kind of lesion.
 _KIND_WORDS = {
     "solid mass": ("a solid mass", "a smooth round mass", "a well defined nodule", "a homogeneous bright mass"),
     "ring lesion": ("a ring lesion", "a ring enhancing lesion", "a mass with a bright rim", "a rim around a dark core"),
@@ -42,14 +46,24 @@ MODALITY_WORDS = {
     "CT": ("CT scan", "computed tomography slice", "CT image"),
     "MRI": ("MRI scan", "magnetic resonance image", "MR slice"),
 }
+"""Words of a caption for each modality."""
 
 
 @dataclass(frozen=True)
 class Phantom:
     """One phantom and the truth about it.
 
-    ``image`` is uint8 [S, S]; ``lesions`` bool [n, S, S], one mask a lesion; ``decoys`` the same of what only looks
-    like one; ``anatomy`` bool [S, S] by the name of the part; ``label`` one of ``CLASSES``, or ``no lesion``.
+    Attributes:
+        image: uint8 [S, S].
+        lesions: bool [n, S, S], a mask for each lesion.
+        decoys: bool [n, S, S], a mask for each mark that only looks like a lesion.
+        anatomy: bool [S, S] for each part of the organ by its name.
+        label: one of ``CLASSES``, or ``no lesion``.
+        modality: one of ``MODALITIES``.
+        organ: one of ``ORGANS``.
+        site: one of ``SITES``; all images of a patient are from one site.
+        patient: pseudonym of the patient.
+        caption: a sentence about the image.
     """
 
     image: np.ndarray
@@ -73,21 +87,21 @@ def draw(
     healthy: float = 0.0,
     decoys: bool = True,
 ) -> Phantom:
-    """Draw the phantom of an index; the same call gives the same phantom, in any order.
+    """Draw the phantom of an index. The same call gives the same phantom, whatever was drawn before.
 
-    Organ, modality and site are uniform. Classes take turns, so that any run of four indices has one of each. An
-    image that is not healthy has one to three lesions of its class, uniformly, fewer where they find no room; each is
-    about as likely at any place of the organ that hosts lesions, covers a share of the image that is log-uniform (1 to
-    5 %; hard: 0.5 to 1 %), and has a margin of 0.6 to 1.8 times the usual width of its kind.
+    Organ, modality and site are uniform. The classes alternate, so that four indices in a row have one of each. An
+    image that is not healthy has one to three lesions of its class, uniformly, or fewer where there is no room. A
+    lesion lies at a random place of the part that hosts lesions, and covers a log-uniform share of the image (1 to 5 %;
+    ``hard``: 0.5 to 1 %). Its margin is 0.6 to 1.8 times the usual width of its kind.
 
     Args:
         index: 0 or more. Four indices in a row are images of one patient.
-        seed: of the whole set.
-        preset: ``easy``, or ``hard``: lesions of 0.5 to 3 % of the image in all, and three to five larger decoys that
-            look like lesions of another class, outside of the body, where no lesion can be.
+        seed: seed of the whole set.
+        preset: ``easy`` or ``hard``. A ``hard`` image has lesions of 0.5 to 3 % of the image in total, and three to
+            five larger decoys. A decoy looks like a lesion of another class and lies outside the body.
         size: side in pixels, 32 or more.
-        healthy: share of images without a lesion, with the label ``no lesion``.
-        decoys: whether the preset's decoys are drawn.
+        healthy: share of images without a lesion, whose label is ``no lesion``.
+        decoys: whether to draw the decoys of the preset.
 
     Raises:
         ValueError: a value is out of its range.
@@ -105,17 +119,17 @@ def draw(
     anatomy = ORGANS[organ](random, size, modality)
     picture = anatomy.picture
     picture += 0.025 * smooth_field(random, size, 24)
-    lesions = misleading = np.zeros((0, size, size), bool)
+    lesions = decoy_masks = np.zeros((0, size, size), bool)
     if label != "no lesion":
         lesions = _draw_lesions(random, anatomy, label, preset)
     if preset == "hard" and decoys:
-        misleading = _draw_decoys(random, anatomy, label)
+        decoy_masks = _draw_decoys(random, anatomy, label)
     image = expose(random, picture, modality, site)
     caption = _caption(random, modality, organ, label)
     return Phantom(
         image=_burn_in(random, image),
         lesions=lesions,
-        decoys=misleading,
+        decoys=decoy_masks,
         anatomy=anatomy.parts,
         label=label,
         modality=modality,
@@ -127,7 +141,7 @@ def draw(
 
 
 def _draw_lesions(random: np.random.Generator, anatomy: Anatomy, kind: str, preset: str) -> np.ndarray:
-    """Paint lesions of one kind into the host organ, apart from each other; masks [n, S, S], n at least 1."""
+    """Paint separate lesions of one kind into the part that hosts them; returns masks [n, S, S], n at least 1."""
     low, high = np.log(_LESION_AREA[preset])
     masks: list[np.ndarray] = []
     for _ in range(int(random.integers(1, _MOST_LESIONS + 1))):
@@ -143,7 +157,7 @@ def _draw_lesions(random: np.random.Generator, anatomy: Anatomy, kind: str, pres
 
 
 def _inner(size: int, border: float) -> np.ndarray:
-    """True but for a border of a share of the image: what sits inside is not cut off."""
+    """A mask bool [size, size] that excludes a border, a share of the side, in which a lesion would be cut off."""
     inner = np.zeros((size, size), bool)
     edge = int(np.ceil(border * size))
     inner[edge : size - edge, edge : size - edge] = True
@@ -151,7 +165,7 @@ def _inner(size: int, border: float) -> np.ndarray:
 
 
 def _near(mask: np.ndarray, area: float) -> np.ndarray:
-    """The bounding box of a mask, grown by the size of another lesion."""
+    """The bounding box of a mask, extended by the size of another lesion of the given area."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     grown = int(np.ceil(1.6 * np.sqrt(area / np.pi) * mask.shape[0]))
     box = np.zeros_like(mask)
@@ -160,12 +174,13 @@ def _near(mask: np.ndarray, area: float) -> np.ndarray:
 
 
 def _pick(random: np.random.Generator, places: np.ndarray, size: int) -> tuple[float, float]:
+    """Coordinates x and y, 0..1, of one of some pixels, given as flat indices."""
     row, column = divmod(int(places[random.integers(len(places))]), size)
     return (column + 0.5) / size, (row + 0.5) / size
 
 
 def _draw_decoys(random: np.random.Generator, anatomy: Anatomy, label: str) -> np.ndarray:
-    """Paint marks like lesions of another class where no lesion can be, outside of what is drawn; masks [n, S, S]."""
+    """Paint marks that look like lesions of another class, outside the anatomy; returns masks [n, S, S]."""
     size = anatomy.picture.shape[0]
     outside = _inner(size, 1 / 12)
     for mask in anatomy.parts.values():
@@ -181,7 +196,7 @@ def _draw_decoys(random: np.random.Generator, anatomy: Anatomy, label: str) -> n
 
 
 def _burn_in(random: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """Markers and borders that machines and people leave; they tell nothing of the class."""
+    """Draw the markers, borders and tubes that machines and people add; they do not depend on the class."""
     size = image.shape[0]
     picture = Image.fromarray(image)
     pen = ImageDraw.Draw(picture)
@@ -197,23 +212,33 @@ def _burn_in(random: np.random.Generator, image: np.ndarray) -> np.ndarray:
 
 
 def _caption(random: np.random.Generator, modality: str, organ: str, label: str) -> str:
-    how = MODALITY_WORDS[modality][int(random.integers(len(MODALITY_WORDS[modality])))]
+    """A random sentence about an image."""
+    image = MODALITY_WORDS[modality][int(random.integers(len(MODALITY_WORDS[modality])))]
     if label == "no lesion":
-        what = ("no lesion", "normal findings", "nothing abnormal")[int(random.integers(3))]
+        finding = ("no lesion", "normal findings", "nothing abnormal")[int(random.integers(3))]
     else:
-        what = _KIND_WORDS[label][int(random.integers(len(_KIND_WORDS[label])))]
+        finding = _KIND_WORDS[label][int(random.integers(len(_KIND_WORDS[label])))]
     forms = (
-        "a {organ} {how} showing {what}",
-        "a {how} of the {organ} with {what}",
-        "{what} on a {organ} {how}",
-        "a picture showing {what}",
-        "{what}",
+        "a {organ} {image} showing {finding}",
+        "a {image} of the {organ} with {finding}",
+        "{finding} on a {organ} {image}",
+        "a picture showing {finding}",
+        "{finding}",
     )
-    return forms[int(random.integers(len(forms)))].format(organ=organ, how=how, what=what)
+    return forms[int(random.integers(len(forms)))].format(organ=organ, image=image, finding=finding)
 
 
 def write_set(folder: Path, count: int, *, seed: int, preset: str, size: int, start: int = 0) -> None:
-    """Write phantoms ``start`` to ``start + count - 1`` as ``images/*.png`` and ``masks/*.png``, and ``labels.csv``."""
+    """Write phantoms as ``images/*.png``, their lesions as ``masks/*.png``, and ``labels.csv``.
+
+    Args:
+        folder: the folder that is written.
+        count: number of phantoms.
+        seed: as for ``draw``.
+        preset: as for ``draw``.
+        size: as for ``draw``.
+        start: index of the first phantom.
+    """
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     with (folder / "labels.csv").open("w", newline="") as file:
@@ -228,6 +253,7 @@ def write_set(folder: Path, count: int, *, seed: int, preset: str, size: int, st
 
 
 def main() -> int:
+    """Write the set that the command line describes."""
     parser = argparse.ArgumentParser(prog="python -m medfocus.starter.phantoms", description=__doc__)
     parser.add_argument("folder", type=Path, help="where images/, masks/ and labels.csv are written")
     parser.add_argument("--count", type=int, default=400, help="number of phantoms (default: 400)")

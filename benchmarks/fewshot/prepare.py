@@ -5,11 +5,9 @@ the frozen tower.
 """
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from subprocess import run as execute
 from typing import Any
 
 import numpy as np
@@ -28,6 +26,7 @@ from medfocus.stages.decode import Decode
 from medfocus.stages.embed import Embed
 from medfocus.stages.masks import bounding_box, cover, decode_mask, encode_mask, main_piece, square_about
 from medfocus.stages.tower import ImageTower
+from medfocus.starter.phantoms import write_set
 
 # Used by neither training nor demo, nor by the starter's own benchmark.
 SEED = 3_000_000
@@ -95,8 +94,7 @@ def prepare(data: str, config: Config, backbone: Backbone, folder: Path) -> Data
     for part, start, count in (("train", 0, TRAINING), ("test", TRAINING, TEST)):
         if preset != data:
             images = folder / part
-            draw = ["--start", str(start), "--count", str(count), "--preset", preset, "--seed", str(SEED)]
-            execute([sys.executable, "-m", "medfocus.starter.phantoms", str(images), *draw], check=True)
+            write_set(images, count, seed=SEED, preset=preset, size=256, start=start)
             source, labels, masks = images / "images", str(images / "labels.csv"), images / "masks"
         else:
             source, labels, masks = Path(data) / part, None, None
@@ -125,9 +123,9 @@ def _examples(features: Path, source: Path, backbone: Backbone, true_masks: Path
         stored_masks = [np.asarray(Image.open(true_masks / name)) > 0 for name in names]
     pixels = _decode([source / name for name in names], backbone.image_size)
     masks = np.stack([cover(mask, *pixels.shape[1:3]) > 0.5 for mask in stored_masks])
-    tokens, focus = _embed(pixels, masks, backbone.tower)
-    tokens["overlay"] = _lower(lay_over(pixels, masks), backbone.tower)
-    tokens["crop"] = _lower(crop(pixels, masks), backbone.tower)
+    tokens, focus = embed_regions(pixels, masks, backbone.tower)
+    tokens["overlay"] = tokens_at_cut(lay_over(pixels, masks), backbone.tower)
+    tokens["crop"] = tokens_at_cut(crop(pixels, masks), backbone.tower)
     if true_masks is None:  # what embed wrote is what the comparison is about
         tokens["whole"] = _tensors(table, "tokens")
         tokens["masked"] = _tensors(table, "region_tokens")
@@ -181,7 +179,7 @@ def _decode(paths: Sequence[Path], size: int) -> np.ndarray:
     return np.broadcast_to(out["pixels"], (*out["pixels"].shape[:3], 3))
 
 
-def _embed(pixels: np.ndarray, masks: np.ndarray, tower: ImageTower) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def embed_regions(pixels: np.ndarray, masks: np.ndarray, tower: ImageTower) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Tokens of the image and of the region, float16 [N, L, D], and focus, float16 [N, L-1], by the stage ``Embed``.
 
     The region is the largest piece of the mask.
@@ -229,7 +227,8 @@ def crop(pixels: np.ndarray, masks: np.ndarray) -> np.ndarray:
 
 
 @torch.inference_mode()
-def _lower(pixels: np.ndarray, tower: ImageTower) -> np.ndarray:
+def tokens_at_cut(pixels: np.ndarray, tower: ImageTower) -> np.ndarray:
+    """Tokens at the cut, float16 [N, L, D], of images, uint8 [N, S, S, 3]."""
     parts = [tower.lower(tower.normalise(part)).half() for part in torch.from_numpy(pixels).split(64)]
     return torch.cat(parts).numpy()
 

@@ -1,4 +1,7 @@
-"""``medfocus doctor``: what is installed and reachable, and the mend for what is not."""
+"""``medfocus doctor``: checks what is installed and reachable, and says how to mend what is not.
+
+Libraries that may be broken are imported by their own check, so that one that fails does not hide the others.
+"""
 
 import platform
 import shutil
@@ -17,8 +20,6 @@ from medfocus.pipeline.console.logs import show
 from medfocus.pipeline.data.storage import locate, s3_endpoint
 from medfocus.pipeline.errors import MedFocusError
 
-# What may be broken is imported by its own check, so that one library that is does not hide the others.
-
 _LEAST_FREE_BYTES = 2 << 30
 
 
@@ -26,11 +27,14 @@ def run(config: Config, probe: str | None) -> dict[str, Any]:
     """Check everything a run needs and print a line for each; one failed check does not hide another.
 
     Args:
-        config: says which cluster, store and weights are meant.
+        config: the configuration; it names the cluster, the tracking store and the weights to check.
         probe: prefix below which a small file is written, read and deleted; None leaves object storage out.
 
+    Returns:
+        ``checks``: for each check what it found, as printed.
+
     Raises:
-        MedFocusError: something is wrong; the printed lines say what, and the mend.
+        MedFocusError: a check failed; the printed lines say why, and the mend.
     """
     checks: list[tuple[str, Callable[[], str]]] = [
         ("python", _python),
@@ -43,30 +47,30 @@ def run(config: Config, probe: str | None) -> dict[str, Any]:
         ("clip weights", lambda: _weights("resolve_clip", config.clip, config)),
         ("disk", lambda: _disk(config)),
     ]
-    found: dict[str, str] = {}
-    wrong: list[str] = []
+    reports: dict[str, str] = {}
+    failed: list[str] = []
     for name, check in checks:
         try:
-            found[name] = check()
-            show(f"ok     {name}: {found[name]}")
-        except Exception as error:  # whatever is wrong with one thing, the others are still worth a look
-            wrong.append(name)
+            reports[name] = check()
+            show(f"ok     {name}: {reports[name]}")
+        except Exception as error:  # whatever fails, the other checks are still run
+            failed.append(name)
             show(f"wrong  {name}: {_reason(error)}")
-    if wrong:
+    if failed:
         raise MedFocusError(
-            f"{len(wrong)} of {len(checks)} checks failed ({', '.join(wrong)}); the lines above say the mend"
+            f"{len(failed)} of {len(checks)} checks failed ({', '.join(failed)}); the lines above say the mend"
         )
-    return {"checks": found}
+    return {"checks": reports}
 
 
 def _reason(error: Exception) -> str:
     """What is wrong and the mend, in one line."""
-    told = without_credentials(reason(error))
+    text = without_credentials(reason(error))
     if own_error(error):
-        return told
+        return text
     if isinstance(error, OSError):
-        return f"{told}; check that it is there and may be used"
-    return f"{told}; install MedFocus again with its constraints.txt (make demo does)"
+        return f"{text}; check that it is there and may be used"
+    return f"{text}; install MedFocus again with its constraints.txt (make demo does)"
 
 
 def _python() -> str:
@@ -101,10 +105,10 @@ def _ray(config: Config) -> str:
 
     try:
         with connected(config.cluster.address, config.cluster.cpus) as resources:
-            held = f"{resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs"
+            capacity = f"{resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs"
     except ClusterError as error:
         raise MedFocusError(str(error)) from error
-    return f"{version('ray')}, {config.cluster.address or 'started here'}: {held}"
+    return f"{version('ray')}, {config.cluster.address or 'started here'}: {capacity}"
 
 
 def _storage(config: Config, probe: str | None) -> str:

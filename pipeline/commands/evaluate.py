@@ -1,4 +1,4 @@
-"""``medfocus evaluate``: metrics of predictions against labels, overall and for each site."""
+"""``medfocus evaluate``: compares predictions with labels, over all images and for each site."""
 
 import hashlib
 import json
@@ -27,130 +27,141 @@ def run(config: Config, out: str, labels: str) -> dict[str, Any]:
     """Compare predictions with labels.
 
     Args:
-        config: ``evaluate`` sets resamples and bins.
+        config: ``evaluate`` sets resamples and bins, ``seed`` the resampling.
         out: prefix that ``score`` wrote.
-        labels: prefix of shards, or a label file (``labels``), joined as ``pack`` joins it (``label_join``).
+        labels: prefix of shards, or a label file (``labels.reader``), joined as ``pack`` joins it (``labels.join``).
 
     Returns:
-        ``rows`` compared; ``unlabelled`` predictions, left out; ``unpredicted`` labels, of images in quarantine or
-        not scored; ``quarantined`` images; ``rows_without_patient``, compared images whose patient is not known, and
-        ``intervals``, what resamples draw (``by patient``, ``by image``, or ``by patient where known``); ``metrics``
-        and, by name, ``sites`` as ``measure`` gives them, with ``site_intervals``.
+        ``accuracy`` and ``macro_auroc``, 0 to 1. Numbers of images: ``rows``, compared; ``unlabelled``, predicted but
+        without a label; ``unpredicted``, labelled but in quarantine or not scored; ``quarantined``;
+        ``rows_without_patient``, compared without a known patient. ``intervals``: what resamples draw (``by patient``,
+        ``by image``, or ``by patient where known``). ``metrics`` and, by name, ``sites`` as ``measure`` gives them,
+        with ``site_intervals``. ``model_version`` and ``mlflow_run_id``.
 
     Raises:
         UsageError: there are no predictions, they are of several models, or the labels do not fit them.
+        TrackingError: the tracking store cannot be used.
     """
     with before_start():
         output = Output(locate(out, config.storage), PREDICTIONS)
         truth = read_truth(locate(labels, config.storage), output.rows)
-        parts, classes, version = read_predictions(output.rows, truth)
-        judged, sites = evaluation_set(parts, classes, truth, output.rows.uri)
-        known = np.array([patient is not None for part in parts for patient in part.patients])
+        files, classes, version = read_predictions(output.rows, truth)
+        sample, sites = evaluation_set(files, classes, truth, output.rows.uri)
+        has_patient = np.array([patient is not None for file in files for patient in file.patients])
         finished = _is_finished(output)
         counts = {
-            "rows": len(judged.truth),
-            "unlabelled": sum(part.rows for part in parts) - len(judged.truth),
-            "unpredicted": len(truth.codes) - len(judged.truth) + truth.unpredicted,
+            "rows": len(sample.truth),
+            "unlabelled": sum(file.row_count for file in files) - len(sample.truth),
+            "unpredicted": len(truth.codes) - len(sample.truth) + truth.unpredicted,
             "quarantined": output.quarantined(),
-            "rows_without_patient": int((~known).sum()),
+            "rows_without_patient": int((~has_patient).sum()),
         }
     if not finished:
         log.warning("scoring has not finished: the metrics are of the predictions so far")
     if counts["rows_without_patient"]:
-        log.warning("%s", _without_patient(counts["rows_without_patient"], counts["rows"]))
+        log.warning("%s", _patient_warning(counts["rows_without_patient"], counts["rows"]))
     with runs.run("evaluate", config) as active:
         runs.log_parameters({"model_version": version})
-        runs.log_tags({"intervals": _drawn(known)})
-        runs.log_dataset("predictions", _digest(judged, version), "evaluate")
+        runs.log_tags({"intervals": _interval_method(has_patient)})
+        runs.log_dataset("predictions", _digest(sample, version), "evaluate")
         runs.log_dataset("labels", truth.digest, "evaluate")
-        overall = _measure(judged, config)
-        by_site = {site: _measure(judged.only(sites == site), config) for site in sorted(set(sites)) if site}
-        title = f"all sites, {counts['rows']} images, value and 95 % interval {_drawn(known)}"
-        for line in as_lines(title, overall):
-            log.info("%s", line)
-        intervals = {site: _drawn(known[sites == site]) for site in by_site}
-        for site, metrics in by_site.items():
-            event(f"site {site}", images=int((sites == site).sum()), **_heads(metrics), intervals=intervals[site])
-        result = {"accuracy": overall["accuracy"]["value"], "macro_auroc": overall["macro_auroc"]["value"]}
-        result |= counts | {"intervals": _drawn(known), "model_version": version}
-        detail = {"metrics": overall, "sites": by_site, "site_intervals": intervals}
-        runs.log_metrics(counts | _flat(overall, by_site))
-        _log_files(judged, overall, result | detail, config.evaluate)
-        heads = {name: result[name] for name in ("accuracy", "intervals")}
-        event("evaluated, rows without a label left out", **counts, **heads)
+        detail = _measure_sites(sample, sites, has_patient, config)
+        overall = detail["metrics"]
+        result = {name: overall[name]["value"] for name in ("accuracy", "macro_auroc")}
+        result |= counts | {"intervals": _interval_method(has_patient), "model_version": version}
+        runs.log_metrics(counts | _flatten(overall, detail["sites"]))
+        _log_files(sample, overall, result | detail, config.evaluate)
+        headline = {name: result[name] for name in ("accuracy", "intervals")}
+        event("evaluated, rows without a label left out", **counts, **headline)
         return result | {"mlflow_run_id": active.info.run_id} | detail
 
 
-def _measure(judged: EvaluationSet, config: Config) -> dict[str, dict[str, Any]]:
+def _measure_sites(
+    sample: EvaluationSet, sites: np.ndarray, has_patient: np.ndarray, config: Config
+) -> dict[str, dict[str, Any]]:
+    """The metrics of all images and of each site, which are also logged."""
+    overall = _measure(sample, config)
+    title = f"all sites, {len(sites)} images, value and 95 % interval {_interval_method(has_patient)}"
+    for line in as_lines(title, overall):
+        log.info("%s", line)
+    names = sorted({site for site in sites if site})
+    by_site = {site: _measure(sample.only(sites == site), config) for site in names}
+    intervals = {site: _interval_method(has_patient[sites == site]) for site in names}
+    for site, metrics in by_site.items():
+        event(f"site {site}", images=int((sites == site).sum()), **_headline(metrics), intervals=intervals[site])
+    return {"metrics": overall, "sites": by_site, "site_intervals": intervals}
+
+
+def _measure(sample: EvaluationSet, config: Config) -> dict[str, dict[str, Any]]:
     section = config.evaluate
-    return measure(judged, resamples=section.resamples, bins=section.calibration_bins, seed=config.seed)
+    return measure(sample, resamples=section.resamples, bins=section.calibration_bins, seed=config.seed)
 
 
-def _heads(metrics: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _headline(metrics: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {name: metrics[name]["value"] for name in ("accuracy", "macro_auroc", "expected_calibration_error")}
 
 
-def _drawn(known: np.ndarray) -> str:
-    """What a resample draws of images whose patient is known or not, bool [N]."""
-    if known.all():
+def _interval_method(has_patient: np.ndarray) -> str:
+    """What a resample draws, from whether the patient of each image is known, bool [N]."""
+    if has_patient.all():
         return "by patient"
-    return "by patient where known" if known.any() else "by image"
+    return "by patient where known" if has_patient.any() else "by image"
 
 
-def _without_patient(unknown: int, rows: int) -> str:
-    """What is not known of the images that are compared, and what follows for every figure of them."""
-    which = "no patient_id" if unknown == rows else f"no patient_id for {unknown} of {rows} images"
+def _patient_warning(unknown: int, rows: int) -> str:
+    """The warning that patients are not known, with the consequences for every figure."""
+    extent = "no patient_id" if unknown == rows else f"no patient_id for {unknown} of {rows} images"
     return (
-        f"{which}: images of one patient may be on both sides, in training and here, figures are likely optimistic;"
+        f"{extent}: images of one patient may be on both sides, in training and here, figures are likely optimistic;"
         " each such image is drawn by itself, intervals are likely too narrow; give patient_id to pack"
     )
 
 
 def _is_finished(output: Output) -> bool:
+    """Whether ``score`` has finished."""
     record = output.prefix / RUN_FILE
     return bool(record.exists() and record.read_json().get("finished"))
 
 
-def _digest(judged: EvaluationSet, version: str) -> str:
-    """SHA-256 of what was compared, by what was predicted of it: ids stay out."""
-    digest = hashlib.sha256(json.dumps([version, judged.classes]).encode())
-    digest.update(judged.probabilities.tobytes())
+def _digest(sample: EvaluationSet, version: str) -> str:
+    """SHA-256 of the predictions; it contains no ``image_id``."""
+    digest = hashlib.sha256(json.dumps([version, sample.classes]).encode())
+    digest.update(sample.probabilities.tobytes())
     return digest.hexdigest()
 
 
-def _flat(overall: dict[str, dict[str, Any]], by_site: dict[str, dict[str, dict[str, Any]]]) -> dict[str, float]:
-    """Values and ends of intervals under names that MLflow takes, no two alike."""
+def _flatten(overall: dict[str, dict[str, Any]], by_site: dict[str, dict[str, dict[str, Any]]]) -> dict[str, float]:
+    """Values and ends of intervals by names that MLflow accepts, each of them unique."""
     flat: dict[str, float] = {}
     for prefix, metrics in [((), overall), *((("site", site), by_site[site]) for site in by_site)]:
         for name, entry in metrics.items():
-            path = "/".join(_segment(part) for part in (*prefix, *name.split("/", 1)))
+            path = "/".join(_path_segment(part) for part in (*prefix, *name.split("/", 1)))
             for suffix, key in (("", "value"), ("_low", "low"), ("_high", "high")):
                 if entry[key] is not None:
-                    flat[_free(path + suffix, flat)] = entry[key]
+                    flat[_unique(path + suffix, flat)] = entry[key]
     return flat
 
 
-def _segment(name: str) -> str:
-    """A name as one segment of a metric's name: MLflow takes few characters, and no path that has another form."""
+def _path_segment(name: str) -> str:
+    """A name as one segment of a metric's path: MLflow accepts few characters, and neither ``.`` nor ``..``."""
     allowed = re.sub(r"[^A-Za-z0-9_. -]", "_", name)[:80]
     return "_" if not allowed.strip(".") else allowed
 
 
-def _free(name: str, taken: Container[str]) -> str:
-    """The name, numbered if it is taken: what differs in letters that MLflow refuses must not be overwritten."""
+def _unique(name: str, taken: Container[str]) -> str:
+    """The name, with a number if it is taken: names can differ only in characters that MLflow refuses."""
     return next(free for number in count(1) if (free := name if number == 1 else f"{name} {number}") not in taken)
 
 
 def _log_files(
-    judged: EvaluationSet, overall: dict[str, dict[str, Any]], result: dict[str, Any], section: EvaluateSection
+    sample: EvaluationSet, overall: dict[str, dict[str, Any]], result: dict[str, Any], section: EvaluateSection
 ) -> None:
-    """Pictures and the whole result into the active run."""
+    """Log the charts and the whole result to the active run."""
+    error = overall["expected_calibration_error"]["value"]
+    reliability = charts.reliability_figure(*calibration(sample, section.calibration_bins), error)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        charts.draw_confusion(folder / "confusion_matrix.png", confusion(judged), judged.classes)
-        error = overall["expected_calibration_error"]["value"]
-        charts.draw_reliability(
-            folder / "reliability_diagram.png", *calibration(judged, section.calibration_bins), error
-        )
+        charts.save(charts.confusion_figure(confusion(sample), sample.classes), folder / "confusion_matrix.png")
+        charts.save(reliability, folder / "reliability_diagram.png")
         (folder / "metrics.json").write_text(json.dumps(result, indent=1, sort_keys=True))
         runs.log_files(folder)

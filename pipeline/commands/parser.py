@@ -31,7 +31,7 @@ class Argument:
         options: further options of ``ArgumentParser.add_argument``.
     """
 
-    def __init__(self, *flags: str, complete: Mapping[str, str] | None = None, **options: Any):
+    def __init__(self, *flags: str, complete: Mapping[str, Any] | None = None, **options: Any):
         self.flags, self.complete, self.options = flags, complete, options
 
     def add_to(self, parser: argparse.ArgumentParser) -> str:
@@ -183,9 +183,9 @@ def build_parser() -> argparse.ArgumentParser:
         )
         for argument in _SHARED:
             argument.add_to(entry)
-        volume = entry.add_mutually_exclusive_group()
-        volume.add_argument("--verbose", action="store_true", help="log details, and what libraries and workers log")
-        volume.add_argument("--quiet", action="store_true", help="show the result and errors only")
+        verbosity = entry.add_mutually_exclusive_group()
+        verbosity.add_argument("--verbose", action="store_true", help="log details, and what libraries and workers log")
+        verbosity.add_argument("--quiet", action="store_true", help="show the result and errors only")
         parameters = [argument.add_to(entry) for argument in command.arguments]
         entry.set_defaults(command=command, parameters=parameters)
     return parser

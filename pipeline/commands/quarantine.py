@@ -1,4 +1,4 @@
-"""``medfocus quarantine``: what is in quarantine, by cause."""
+"""``medfocus quarantine``: counts the rows in quarantine by their cause."""
 
 from collections import Counter
 from typing import Any

@@ -72,14 +72,18 @@ def run(
         runs.log_metrics(summary)
         event("scored", **summary, model_version=version)
     result = summary | {"model_version": version, "mlflow_run_id": totals.mlflow_run_id}
-    allowed = config.score.max_quarantined
-    if totals.quarantined > allowed * totals.rows:
+    _check_quarantined(result, out, config.score.max_quarantined)
+    return result
+
+
+def _check_quarantined(result: dict[str, Any], out: str, allowed: float) -> None:
+    """Raise TooManyQuarantined if the share of quarantined rows is above the allowed one."""
+    if result["quarantined"] > allowed * result["rows"]:
         raise TooManyQuarantined(
-            f"{out}: {totals.quarantined} of {totals.rows} rows are in quarantine, more than score.max_quarantined"
-            f" ({allowed:g}) allows; see {out}/quarantine for the causes",
+            f"{out}: {result['quarantined']} of {result['rows']} rows are in quarantine, more than"
+            f" score.max_quarantined ({allowed:g}) allows; see {out}/quarantine for the causes",
             result,
         )
-    return result
 
 
 def run_settings(model: Model, version: str, prompts: Prompts, config: Config) -> dict[str, Any]:

@@ -121,7 +121,11 @@ def _read_input(config: Config, prefix: Location) -> _TrainingInput:
 
 def _training_key(inputs: _TrainingInput, prompts: Mapping[str, Any]) -> str:
     """Identifies a training by everything that decides its result: the same call finds its checkpoints again."""
-    decisive = {"foundation": vars(inputs.foundation), "model": prompts, "train": inputs.config.train.model_dump()}
+    decisive: dict[str, Any] = {
+        "foundation": vars(inputs.foundation),
+        "model": prompts,
+        "train": inputs.config.train.model_dump(),
+    }
     decisive |= {"seed": inputs.config.seed, "rows": sorted(inputs.folds.items()), "checkpoint": CHECKPOINT_LAYOUT}
     return settings_key(decisive)[:16]
 

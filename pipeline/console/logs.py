@@ -36,7 +36,7 @@ class _LineFormatter(logging.Formatter):
         return f"{moment} {record.levelname} {without_credentials(text)}"
 
 
-class Volume(Enum):
+class Verbosity(Enum):
     """How much of the log is shown: the least level of MedFocus's own lines, and that of other libraries'."""
 
     QUIET = logging.ERROR, logging.ERROR
@@ -44,7 +44,7 @@ class Volume(Enum):
     VERBOSE = logging.DEBUG, logging.INFO
 
 
-def configure(volume: Volume = Volume.NORMAL) -> None:
+def configure(verbosity: Verbosity = Verbosity.NORMAL) -> None:
     """Set up the process of a command: its streams and its logging. The command line alone calls this.
 
     All lines go to stderr. Characters that stdout or stderr cannot encode are escaped, as letters of a class in a
@@ -61,7 +61,7 @@ def configure(volume: Volume = Volume.NORMAL) -> None:
     handler.setFormatter(_LineFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    own, others = volume.value
+    own, others = verbosity.value
     log.setLevel(own)
     root.setLevel(others)
 

@@ -1,1 +1,1 @@
-"""What is kept, and where: storage, record schemas, manifests, and the commit of a shard's rows."""
+"""What is stored, and where: storage, record schemas, manifests, and the commit of the rows of a shard."""

@@ -1,7 +1,7 @@
-"""Outputs by input shard: what is finished, and how a shard's rows are written so that it counts once.
+"""The output of a run: which shards are finished, and how the rows of a shard are committed exactly once.
 
-A shard's outputs are named by the digest of the shard. Writing it again overwrites them; a shard whose rows
-file is there is finished and is not read again. The quarantine file is written first, the rows file last.
+The output files of a shard are named by its digest, so writing a shard again overwrites them. A shard is finished when
+its rows file exists: the quarantine file is written first, the rows file last. A finished shard is not read again.
 """
 
 import hashlib
@@ -23,22 +23,23 @@ PREDICTIONS, FEATURES, QUARANTINE = "predictions", "features", "quarantine"
 
 
 def part_name(shard_sha256: str) -> str:
+    """Name of the output files of a shard with this digest."""
     return f"part-{shard_sha256[:32]}.parquet"
 
 
 def settings_key(settings: Mapping[str, Any]) -> str:
-    """What stands for everything that decides the outputs: SHA-256 of the settings as JSON."""
+    """SHA-256 of the settings as JSON, in hexadecimal; settings that produce different rows have different keys."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Output:
-    """A prefix that collects the rows of a run.
+    """The output of a run: rows and quarantine, a file of each for every shard, and the record of the run.
 
     Args:
-        prefix: the command's output.
-        folder: name below it of the folder with the rows (``predictions``, ``features``).
-        replaces: shards that are finished may be written again.
+        prefix: prefix that the command writes to.
+        folder: name of the folder below the prefix that holds the rows (``predictions`` or ``features``).
+        replaces: whether finished shards may be written again.
     """
 
     prefix: Location
@@ -47,10 +48,12 @@ class Output:
 
     @property
     def rows(self) -> Location:
+        """Folder of the rows files."""
         return self.prefix / self.folder
 
     @property
     def quarantine(self) -> Location:
+        """Folder of the quarantine files."""
         return self.prefix / QUARANTINE
 
     def begin(
@@ -61,31 +64,31 @@ class Output:
         overwrite: bool = False,
         retry_quarantined: bool = False,
     ) -> tuple[dict[str, Any], list[ShardEntry]]:
-        """Start or continue the run of these settings on this prefix.
+        """Start or continue the run with these settings.
 
-        What is finished is known from one listing of the rows files; none is read.
+        One listing of the rows files says which shards are finished; no file is read.
 
         Args:
-            settings: all that decides the rows.
-            manifest: of the shards.
-            overwrite: remove what is there first.
-            retry_quarantined: take shards with quarantined rows again; each keeps its rows until it is written anew. A
-                setting that changes no row but those may then be another.
+            settings: everything that decides the rows.
+            manifest: manifest of the shards.
+            overwrite: remove the rows of earlier runs first.
+            retry_quarantined: process shards with quarantined rows again. Each keeps its rows until the new ones are
+                written. ``max_pixels``, which changes quarantined rows only, may then differ from the earlier run's.
 
         Returns:
-            The run's record, and the shards to do. Where there are some, the record says that the run is unfinished.
+            The record of the run, and the shards that are not finished. If there are any, the record says so.
 
         Raises:
-            UsageError: the prefix holds rows made by other settings, or of shards that have changed since, or rows that
-                no record tells of.
+            UsageError: the prefix holds rows of other settings, rows of shards that have changed since, or rows
+                without a record.
         """
         if overwrite:
             self.clear()
         record = self._record(settings, may_retry=retry_quarantined)
         finished = set(self.rows.files(".parquet"))
-        if strangers := len(finished - {part_name(shard.sha256) for shard in manifest.shards}):
+        if unknown := len(finished - {part_name(shard.sha256) for shard in manifest.shards}):
             raise UsageError(
-                f"{self.prefix.uri}: holds rows of {strangers} shards that are not, or no longer, in SHARDS;"
+                f"{self.prefix.uri}: holds rows of {unknown} shards that are not, or no longer, in SHARDS;"
                 " choose a new prefix or --overwrite"
             )
         if retry_quarantined:
@@ -93,11 +96,15 @@ class Output:
         todo = [shard for shard in manifest.shards if part_name(shard.sha256) not in finished]
         if todo or "finished" not in record:
             record["finished"] = False
-        self._write_record(record)  # before any row changes: who reads the rows meanwhile is told
+        self._write_record(record)  # before any row changes, so that readers know that the rows are incomplete
         return record, todo
 
     def _record(self, settings: Mapping[str, Any], *, may_retry: bool) -> dict[str, Any]:
-        """The record of the earlier run with these settings; a new one where the prefix is empty."""
+        """The record of the earlier run with these settings; a new record if the prefix is empty.
+
+        Raises:
+            UsageError: the prefix holds rows without a record, or of other settings.
+        """
         key = settings_key(settings)
         if not (self.prefix / RUN_FILE).exists():
             if self.rows.files(".parquet"):
@@ -117,10 +124,11 @@ class Output:
         return record | {"key": key, "settings": dict(settings)}
 
     def read_record(self) -> dict[str, Any]:
-        """The run's record.
+        """Read the record of the run.
 
         Raises:
-            UsageError: it is not one.
+            StorageError: the file cannot be read.
+            UsageError: the file is not a record of a run.
         """
         location = self.prefix / RUN_FILE
         try:
@@ -135,37 +143,49 @@ class Output:
         (self.prefix / RUN_FILE).write_json(record)
 
     def update(self, **entries: Any) -> None:
-        """Put entries into the run's record."""
+        """Set entries of the run's record."""
         self._write_record(self.read_record() | entries)
 
     def clear(self) -> None:
-        """Remove all rows, then the run's record: a part of the rows never counts as all of them."""
+        """Remove all rows, and the record last, so that the rest of the rows never passes for all of them."""
         if (self.prefix / RUN_FILE).exists():
             self._write_record({"emptied": True, "finished": False})
         for place in (self.rows, self.quarantine, self.prefix / RUN_FILE):
             place.delete()
 
     def quarantined(self) -> int:
-        """Quarantined rows of all finished shards, from the footers of the few files that have some."""
+        """Number of quarantined rows of all finished shards, read from the footers of the quarantine files."""
         finished = set(self.rows.files(".parquet"))
         names = [name for name in self.quarantine.files(".parquet") if name in finished]
         files = (self.quarantine / name for name in names)
         return sum(pq.read_metadata(file.path, filesystem=file.filesystem).num_rows for file in files)
 
     def check_complete(self, shards: Sequence[ShardEntry]) -> None:
-        """Raise MedFocusError if rows of a shard are not to be seen from here, whatever its writer said."""
-        seen = set(self.rows.files(".parquet"))
-        if missing := sum(part_name(shard.sha256) not in seen for shard in shards):
+        """Check that this process sees the rows of all shards.
+
+        Raises:
+            MedFocusError: rows files are missing here, although workers have written them.
+        """
+        names = set(self.rows.files(".parquet"))
+        if missing := sum(part_name(shard.sha256) not in names for shard in shards):
             raise MedFocusError(
                 f"{self.rows.uri}: rows of {missing} of {len(shards)} shards were written and are not there; check that"
                 " all nodes write to the same place, then start the same call again"
             )
 
     def commit(self, shard_sha256: str, rows: pa.Table, quarantined: pa.Table) -> None:
-        """Write the outputs of one shard; from the moment the rows file is there, the shard is finished.
+        """Write the output files of one shard. The shard is finished as soon as its rows file exists.
 
-        Where the run replaces earlier outputs, the shard is unfinished from here to there: a run that is stopped in
-        between takes the shard again, and no image is in both files or in none.
+        A run that replaces earlier outputs removes the rows file first. If it is stopped before it has written the new
+        one, the next run processes the shard again, so that no image is in both files or in none.
+
+        Args:
+            shard_sha256: digest of the shard.
+            rows: predictions or features of the shard.
+            quarantined: its quarantined rows; without any, no quarantine file is left.
+
+        Raises:
+            StorageError: a file cannot be written.
         """
         name = part_name(shard_sha256)
         if self.replaces:
@@ -173,14 +193,15 @@ class Output:
         if quarantined.num_rows:
             (self.quarantine / name).write(records.encode(quarantined))
         else:
-            (self.quarantine / name).delete()  # of an attempt that did not finish
+            (self.quarantine / name).delete()  # that an unfinished try may have left
         (self.rows / name).write(records.encode(rows))
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+def _differences(earlier: Mapping[str, Any], current: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Names of the settings that differ, with the names of their sections before them."""
     names = []
-    for key in sorted(before.keys() | now.keys()):
-        old, new = before.get(key), now.get(key)
+    for key in sorted(earlier.keys() | current.keys()):
+        old, new = earlier.get(key), current.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             names += _differences(old, new, f"{prefix}{key}.")
         elif old != new:

@@ -1,4 +1,4 @@
-"""Regular files below a local folder, each real file once; what cannot be used is told, and costs itself only."""
+"""Walks a local folder: yields each real file once, and an entry with the reason for what cannot be used."""
 
 import errno
 import os
@@ -16,25 +16,25 @@ _KINDS = {
 
 
 class Kind(Enum):
-    """What an entry of a walk is."""
+    """Kind of an entry of a walk."""
 
     FILE = "file"
     TROUBLE = "trouble"  # cannot be used
-    REPEATED = "repeated"  # a link to what has another name, under which it is an entry of its own
+    REPEATED = "repeated"  # a link to something that has an entry under another name
     SKIPPED = "skipped"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What is below a folder.
+    """An entry of a walk.
 
     Args:
-        name: place below the folder, with slashes; bytes of a local name that are not UTF-8 are lone surrogates, as
-            with Python's ``surrogateescape``.
-        kind: what it is.
-        size: bytes of a file.
-        error: class of the error of what cannot be used.
-        message: what is wrong with it and what to do, without any name.
+        name: path relative to the folder, with slashes. Bytes of a local name that are not UTF-8 are lone surrogates,
+            as with Python's ``surrogateescape``.
+        kind: kind of the entry.
+        size: size of a file in bytes.
+        error: class of the error, if the kind is ``TROUBLE``.
+        message: what is wrong and what to do, without any name, if the kind is ``TROUBLE``.
     """
 
     name: str
@@ -45,12 +45,12 @@ class Entry:
 
 
 def encoded(path: str) -> bytes:
-    """The bytes of a local path: the same ones in every locale."""
+    """The bytes of a local path, which are the same in every locale."""
     return path.encode("utf-8", "surrogateescape")
 
 
 def decoded(name: bytes) -> str:
-    """The bytes of a name as a person reads them: UTF-8, else the 8-bit encoding of Windows, else Latin-1."""
+    """The bytes of a name as readable text: as UTF-8, else in the 8-bit encoding of Windows, else as Latin-1."""
     for encoding in ("utf-8", "cp1252"):
         try:
             return name.decode(encoding)
@@ -60,14 +60,14 @@ def decoded(name: bytes) -> str:
 
 
 def walk(folder: str, skip: Callable[[str], bool]) -> Iterator[Entry]:
-    """Everything below a folder.
+    """Yield an entry for everything below a folder. No file is opened.
 
-    Links are followed, after all that is there without them, in order of their names. A link into the folder, or to
-    what an earlier link has led to, repeats; so does one to a folder that holds this one. No file is opened.
+    Links are followed, in the order of their names, after everything that is there without links. A link into the
+    folder, to the target of an earlier link, or to a folder above is ``REPEATED``.
 
     Args:
-        folder: absolute path.
-        skip: whether to leave out what has this name (a single part of a path); of a folder, with all below it.
+        folder: absolute path of the folder.
+        skip: whether to skip files and folders of this name (one part of a path). A folder is skipped with its content.
 
     Raises:
         OSError: the folder itself cannot be read.
@@ -78,30 +78,31 @@ def walk(folder: str, skip: Callable[[str], bool]) -> Iterator[Entry]:
 
 
 class _Tree:
-    """The state of one walk: paths are bytes."""
+    """State of one walk. Paths are bytes."""
 
     def __init__(self, top: bytes, skip: Callable[[str], bool]):
         self.top, self.skip = top, skip
-        self.links: list[tuple[bytes, bytes]] = []  # place below the folder, and path
-        self.walked: set[bytes] = set()  # real paths: folders that were walked from there on, files that links led to
+        self.links: list[tuple[bytes, bytes]] = []  # path relative to the folder, and absolute path
+        self.walked: set[bytes] = set()  # real paths of walked folders and of linked files
 
     def walk(self) -> Iterator[Entry]:
+        """Yield all entries."""
         yield from self._below(self.top, b"")
         pending = sorted(self.links, reverse=True)
         while pending:
             place, link = pending.pop()
             self.links = []
-            yield from self._behind(place, link)
+            yield from self._target(place, link)
             pending += sorted(self.links, reverse=True)
 
     def _below(self, top: bytes, prefix: bytes) -> Iterator[Entry]:
-        """What is in a real folder and the real folders below it; links are put aside."""
+        """Entries of a real folder and of the real folders below it; links are collected in ``links``."""
         folders = [(top, prefix)]
         while folders:
             path, prefix = folders.pop()
             try:
-                with os.scandir(path) as found:
-                    children = sorted(found, key=lambda child: child.name)
+                with os.scandir(path) as iterator:
+                    children = sorted(iterator, key=lambda child: child.name)
             except OSError as error:
                 yield _unreadable(prefix, error)
                 continue
@@ -123,8 +124,8 @@ class _Tree:
                     yield _unreadable(place, error)
         self.walked.add(top)
 
-    def _behind(self, place: bytes, link: bytes) -> Iterator[Entry]:
-        """What a link leads to."""
+    def _target(self, place: bytes, link: bytes) -> Iterator[Entry]:
+        """Entries of the target of a link."""
         try:
             real = os.path.realpath(link, strict=True)
             status = os.stat(real)  # noqa: PTH116  a Path takes no bytes
@@ -144,7 +145,7 @@ class _Tree:
             yield _file(place, status)
 
     def _is_known(self, real: bytes) -> bool:
-        """Whether a real path has an entry of its own, or holds the folder of this walk."""
+        """Whether a real path has an entry already, or is a folder above the walked one."""
         if self.top.startswith(real.rstrip(b"/") + b"/"):
             return True
         path, skipped = real, False

@@ -1,4 +1,4 @@
-"""The manifest: which shards an archive has, how many rows each, and the digest of its content."""
+"""The manifest: the shards of an archive, with the number of rows and the digest of each."""
 
 import hashlib
 import json
@@ -15,14 +15,14 @@ FILE = "manifest.json"
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One shard.
+    """One shard of an archive.
 
     Args:
         name: file name below the prefix.
-        rows: how many it has.
-        bytes: of the file.
-        sha256: of its content.
-        labelled: rows with a label; None in a manifest that was written before they were counted.
+        rows: number of rows.
+        bytes: size of the file in bytes.
+        sha256: SHA-256 of the file, in hexadecimal; the digest that stands for the shard.
+        labelled: number of rows with a label; None in a manifest of an earlier version, which does not count them.
     """
 
     name: str
@@ -33,28 +33,29 @@ class ShardEntry:
 
     @property
     def most_labelled(self) -> int:
-        """Rows with a label; all rows where they were not counted."""
+        """Number of rows with a label; of all rows where the manifest does not count them."""
         return self.rows if self.labelled is None else self.labelled
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """All shards of an archive, in order of their names."""
+    """The shards of an archive, sorted by name."""
 
     shards: tuple[ShardEntry, ...]
 
     @property
     def rows(self) -> int:
+        """Number of rows of all shards."""
         return sum(shard.rows for shard in self.shards)
 
     @property
     def digest(self) -> str:
-        """SHA-256 that stands for the content of the whole archive."""
+        """SHA-256 of the digests of all shards, in hexadecimal; it stands for the content of the archive."""
         return hashlib.sha256("".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
 
 
 def write_manifest(prefix: Location, shards: Sequence[ShardEntry]) -> Manifest:
-    """Write the manifest; the last act of ``pack``, so that shards without one are known to be unfinished."""
+    """Write the manifest of shards below a prefix, the last step of ``pack``: shards without one are unfinished."""
     manifest = Manifest(tuple(sorted(shards, key=lambda shard: shard.name)))
     content = {
         "record": "shard",
@@ -67,10 +68,10 @@ def write_manifest(prefix: Location, shards: Sequence[ShardEntry]) -> Manifest:
 
 
 def read_manifest(prefix: Location) -> Manifest:
-    """The manifest below a prefix.
+    """Read the manifest below a prefix.
 
     Raises:
-        UsageError: there is none, or it is not one this version reads, or it names no shard.
+        UsageError: there is no manifest, this version cannot read it, or its shards have no rows.
     """
     if not (prefix / FILE).exists():
         raise UsageError(
@@ -78,7 +79,8 @@ def read_manifest(prefix: Location) -> Manifest:
         )
     try:
         content = (prefix / FILE).read_json()
-        manifest = Manifest(tuple(ShardEntry(**shard) for shard in _checked(content, prefix)["shards"]))
+        _check_version(content, prefix)
+        manifest = Manifest(tuple(ShardEntry(**shard) for shard in content["shards"]))
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise UsageError(f"{prefix.uri}: {FILE} is not a MedFocus manifest; run medfocus pack again") from error
     if not manifest.rows:
@@ -86,9 +88,8 @@ def read_manifest(prefix: Location) -> Manifest:
     return manifest
 
 
-def _checked(content: Mapping[str, Any], prefix: Location) -> Mapping[str, Any]:
+def _check_version(content: Mapping[str, Any], prefix: Location) -> None:
     if content["version"] != records.VERSION:
         raise UsageError(
             f"{prefix.uri}: shards of schema version {content['version']}, this is {records.VERSION}; pack them again"
         )
-    return content

@@ -1,6 +1,6 @@
-"""Record schemas: what a shard row, a feature row, a prediction and a quarantined row are.
+"""Record schemas: the columns of shard rows, feature rows, prediction rows and quarantine rows.
 
-The name and version of a schema travel in the Parquet metadata; a reader refuses what it does not know.
+The name and the version of a record stand in the Parquet metadata. A reader refuses other records and versions.
 """
 
 import json
@@ -13,7 +13,7 @@ from medfocus.pipeline.errors import UsageError
 
 VERSION = "1"
 CLASSES_KEY = b"medfocus.classes"
-# Before the name of a column of feature rows: the same of augmented views.
+# Prefix of the columns of feature rows that hold augmented views of the image.
 AUGMENTED = "augmented_"
 _NAME_KEY, _VERSION_KEY = b"medfocus.record", b"medfocus.version"
 
@@ -22,16 +22,16 @@ def _record(name: str, fields: list[pa.Field]) -> pa.Schema:
     return pa.schema(fields, metadata={_NAME_KEY: name.encode(), _VERSION_KEY: VERSION.encode()})
 
 
-_WHO = [
+_IDENTITY_FIELDS = [
     pa.field("image_id", pa.string(), nullable=False),
     pa.field("patient_id", pa.string()),
     pa.field("site", pa.string()),
 ]
 
-# What was found in an image: its focus mask in COCO's run-length code, and the rank score of its best region. The mask
-# belongs to the upright image: ``size`` is height and width in pixels after the EXIF orientation has been applied, so a
-# mask lies on what a viewer shows, which for a photograph of a phone is not the order of the pixels in the file.
-_FOUND = [
+# The focus mask of an image in COCO's run-length encoding, and the rank score of its best region. The mask fits the
+# image as a viewer shows it: ``size`` is height and width in pixels after the EXIF orientation has been applied. The
+# file of a photograph may store the pixels in another order.
+_MASK_FIELDS = [
     pa.field("mask", pa.struct([("size", pa.list_(pa.int32(), 2)), ("counts", pa.string())]), nullable=False),
     pa.field("mask_score", pa.float32(), nullable=False),
 ]
@@ -53,12 +53,12 @@ SHARD = _record(
 PREDICTION = _record(
     "prediction",
     [
-        *_WHO,
+        *_IDENTITY_FIELDS,
         pa.field("label", pa.string(), nullable=False),
         pa.field("probabilities", pa.list_(pa.float32()), nullable=False),
         pa.field("confidence", pa.float32(), nullable=False),
         pa.field("decision", pa.string(), nullable=False),
-        *_FOUND,
+        *_MASK_FIELDS,
         pa.field("model_version", pa.string(), nullable=False),
     ],
 )
@@ -76,15 +76,23 @@ QUARANTINE = _record(
 
 
 def prediction_schema(classes: Sequence[str]) -> pa.Schema:
-    """Schema of a file of predictions; its metadata names the classes in the order of ``probabilities``."""
+    """Schema of a predictions file; its metadata names the classes in the order of ``probabilities``."""
     return PREDICTION.with_metadata(PREDICTION.metadata | {CLASSES_KEY: json.dumps(list(classes)).encode()})
 
 
 def feature_schema(tokens: int, width: int, region: bool, augmented: int = 0) -> pa.Schema:
-    """Schema of feature rows of a tower with ``tokens`` tokens (CLS first) of ``width``.
+    """Schema of a features file.
 
-    ``region_tokens`` holds the tokens of a crop about the image's best region; it is there when the model's ``focus``
-    is ``masked_image`` or ``both``. A number of augmented views of the image is kept in columns of their own.
+    Args:
+        tokens: number of tokens of an image, CLS first.
+        width: width of a token.
+        region: add ``region_tokens``, the tokens of a crop around the best region of the image, which models with
+            ``focus`` ``masked_image`` or ``both`` need.
+        augmented: number of augmented views of each image, which have columns of their own (``AUGMENTED``).
+
+    Returns:
+        A schema with tensors in float16: ``tokens`` and ``region_tokens`` [tokens, width], ``focus`` [tokens - 1], and
+        those of augmented views with a leading axis [augmented].
     """
     shapes = {"tokens": [tokens, width], "focus": [tokens - 1]} | ({"region_tokens": [tokens, width]} if region else {})
     if augmented:
@@ -92,9 +100,9 @@ def feature_schema(tokens: int, width: int, region: bool, augmented: int = 0) ->
     return _record(
         "feature",
         [
-            *_WHO,
+            *_IDENTITY_FIELDS,
             pa.field("label", pa.string(), nullable=False),
-            *_FOUND,
+            *_MASK_FIELDS,
             pa.field("model_key", pa.string(), nullable=False),
             *(pa.field(name, pa.fixed_shape_tensor(pa.float16(), shape), False) for name, shape in shapes.items()),
         ],
@@ -102,30 +110,33 @@ def feature_schema(tokens: int, width: int, region: bool, augmented: int = 0) ->
 
 
 def check_record(schema: pa.Schema, expected: pa.Schema, name: str) -> None:
-    """Raise UsageError unless a file's schema is the expected record in a version this code reads.
+    """Check that a file holds a record in the version that this code reads.
 
     Args:
-        schema: what the file has.
-        expected: one of the schemas above.
-        name: of the file, for the message.
+        schema: schema of the file.
+        expected: schema of the record, one of the above.
+        name: name of the file, for the message.
+
+    Raises:
+        UsageError: the file holds another record or version, or a column is missing or has another type.
     """
     metadata = schema.metadata or {}
     record, version = metadata.get(_NAME_KEY, b"").decode(), metadata.get(_VERSION_KEY, b"").decode()
-    wanted = expected.metadata[_NAME_KEY].decode()
-    if record != wanted:
-        raise UsageError(f"{name}: holds {record or 'no MedFocus'} rows, expected {wanted} rows; give another path")
+    kind = expected.metadata[_NAME_KEY].decode()
+    if record != kind:
+        raise UsageError(f"{name}: holds {record or 'no MedFocus'} rows, expected {kind} rows; give another path")
     if version != VERSION:
-        raise UsageError(f"{name}: {wanted} rows of schema version {version}, this is {VERSION}; write them again")
+        raise UsageError(f"{name}: {kind} rows of schema version {version}, this is {VERSION}; write them again")
     for field in expected:
         if field.name not in schema.names:
-            raise UsageError(f"{name}: column {field.name} is missing; write the {wanted} rows again")
+            raise UsageError(f"{name}: column {field.name} is missing; write the {kind} rows again")
         if not schema.field(field.name).type.equals(field.type):
-            found = schema.field(field.name).type
-            raise UsageError(f"{name}: column {field.name} is {found}, expected {field.type}; write it again")
+            type_in_file = schema.field(field.name).type
+            raise UsageError(f"{name}: column {field.name} is {type_in_file}, expected {field.type}; write it again")
 
 
 def encode(table: pa.Table) -> bytes:
-    """A table as one Parquet file in memory, so that a file is written whole or not at all."""
+    """A table as the bytes of a Parquet file, so that the file can be written whole or not at all."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", use_dictionary=["label", "site", "media_type"])
     return sink.getvalue().to_pybytes()

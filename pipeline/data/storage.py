@@ -1,8 +1,8 @@
-"""The one storage module: a path is a local path or an ``s3://`` URI.
+"""Storage: a location is a local path or an ``s3://`` URI.
 
-Writes are whole or absent: a local file is renamed into place, an S3 object appears when its upload is complete.
-Endpoint and region come from the configuration or the usual AWS variables, credentials from the usual chain
-(environment, profile, instance) only, proxies from the usual variables (HTTP_PROXY, HTTPS_PROXY, NO_PROXY).
+Writes are atomic: a local file is renamed into place, and an S3 object appears when its upload is complete. Endpoint
+and region come from the configuration or the usual AWS variables, credentials only from the usual chain (environment,
+profile, instance), and proxies from the usual variables (HTTP_PROXY, HTTPS_PROXY, NO_PROXY).
 """
 
 import json
@@ -25,7 +25,7 @@ from medfocus.pipeline.data import local_tree
 from medfocus.pipeline.data.local_tree import Entry, Kind, encoded
 from medfocus.pipeline.errors import MedFocusError
 
-# The SDK's own name for an error, and the service's where the SDK has none for it; a refused HEAD tells no name.
+# The SDK's name for an error, and the service's name if the SDK has none. A refused HEAD request names no error.
 _AWS_CODE = re.compile(r"AWS Error (\w+)")
 _SERVICE_CODE = re.compile(r"ExceptionName: (\w+)")
 _NAMELESS = "HTTP status 400) during Head"
@@ -41,27 +41,36 @@ _MENDS = {
     "ACCESS_DENIED": "access denied; check the credentials and their policy",
     "NETWORK_CONNECTION": "the service does not answer; check storage.s3_endpoint or AWS_ENDPOINT_URL, and the proxy",
 }
-# Of these, any other call would fail too: no other shard is worth a try.
 _NO_ANSWER = "NETWORK_CONNECTION"
-_OF_ACCESS = {name for name in _MENDS if name != _NO_ANSWER}
-_ODD_PART = "a part of the key is empty, . or .., which cannot be addressed; copy the object to another key"
+# With these, any other call would fail too: no other shard is worth a try.
+_ACCESS_CODES = {name for name in _MENDS if name != _NO_ANSWER}
+_BAD_KEY = "a part of the key is empty, . or .., which cannot be addressed; copy the object to another key"
 
 
 class StorageError(MedFocusError):
-    """Storage that cannot be used; the message is one line and names the location and the mend."""
+    """Storage cannot be used; the message is one line and names the location and the mend."""
 
 
 class AccessError(StorageError):
-    """Storage that may not be used, whatever is asked of it: the credentials or the bucket are wrong."""
+    """Storage may not be used at all, because the credentials or the bucket are wrong."""
 
 
 class ServiceError(StorageError):
-    """A service that does not answer: no file is at fault."""
+    """The storage service does not answer: no file is at fault."""
 
 
 @dataclass(frozen=True)
 class Location:
-    """A place in storage. Made by ``locate``; picklable, so that it can travel to workers."""
+    """A place in storage, made by ``locate``; it can be pickled, so that it can travel to workers.
+
+    Every method that reads or writes raises StorageError if the storage cannot be used, and AccessError, which is one,
+    if it may not be used at all.
+
+    Args:
+        filesystem: filesystem of the place.
+        path: path or key in the filesystem.
+        uri: the place for messages and records, which is always valid UTF-8.
+    """
 
     filesystem: pafs.FileSystem
     path: str
@@ -73,40 +82,49 @@ class Location:
 
     @property
     def is_local(self) -> bool:
-        """Whether the place is on a disk of the machine that looks at it."""
+        """Whether the place is on the local file system of each machine that uses it."""
         return isinstance(self.filesystem, pafs.LocalFileSystem)
 
     def exists(self) -> bool:
+        """Whether there is a file or a folder."""
         return self._type() != pafs.FileType.NotFound
 
     def is_folder(self) -> bool:
+        """Whether there is a folder."""
         return self._type() == pafs.FileType.Directory
 
     def walk(self, skip: Callable[[str], bool]) -> Iterator[Entry]:
-        """Everything below this folder, each real file once; what cannot be used is told as an entry of its own.
+        """Yield an entry for everything below this folder, with each real file once (see ``local_tree.walk``).
 
         Args:
-            skip: whether to leave out what has this name (a single part of a path); of a folder, with all below it.
+            skip: whether to skip files and folders of this name (one part of a path). A folder is skipped with its
+                content.
 
         Raises:
             StorageError: the folder itself cannot be read.
         """
         if self.is_local:
             return self.attempt(lambda: local_tree.walk(self.path, skip))
-        found = self.attempt(lambda: self.filesystem.get_file_info(pafs.FileSelector(self.path, recursive=True)))
+        selector = pafs.FileSelector(self.path, recursive=True)
+        listing = self.attempt(lambda: self.filesystem.get_file_info(selector))
         prefix = self.path.rstrip("/") + "/"
-        return (_object(info, prefix, skip) for info in found if info.type == pafs.FileType.File)
+        return (_object_entry(info, prefix, skip) for info in listing if info.type == pafs.FileType.File)
 
     def files(self, suffix: str = "", recursive: bool = False) -> list[str]:
-        """Names below this place, sorted, relative to it; empty where there is no such place."""
+        """Names of the files below this folder, relative to it and sorted; empty if there is no such folder.
+
+        Args:
+            suffix: end of the names.
+            recursive: include files in folders below.
+        """
         selector = pafs.FileSelector(self.path, recursive=recursive, allow_not_found=True)
         prefix = self.path.rstrip("/") + "/"
-        found = self.attempt(lambda: self.filesystem.get_file_info(selector))
-        names = [info.path.removeprefix(prefix) for info in found if info.type == pafs.FileType.File]
+        listing = self.attempt(lambda: self.filesystem.get_file_info(selector))
+        names = [info.path.removeprefix(prefix) for info in listing if info.type == pafs.FileType.File]
         return sorted(name for name in names if name.endswith(suffix))
 
     def read(self, most: int | None = None) -> bytes:
-        """The content, or at most its first bytes."""
+        """The content of the file, or its first ``most`` bytes."""
 
         def read() -> bytes:
             if self.is_local:  # pyarrow takes no name that is not UTF-8
@@ -118,7 +136,7 @@ class Location:
         return self.attempt(read)
 
     def write(self, content: bytes) -> None:
-        """Write the whole content; a reader sees all of it or nothing."""
+        """Write the file; a reader sees the whole content or nothing."""
         if self.is_local:
             self.attempt(lambda: _write_local(Path(self.path), content))
             return
@@ -130,17 +148,19 @@ class Location:
         self.attempt(write)
 
     def read_json(self) -> Any:
+        """The content of the file as JSON; ValueError if it is not JSON."""
         return json.loads(self.read())
 
     def write_json(self, content: Any) -> None:
+        """Write the file as JSON with sorted keys."""
         self.write(json.dumps(content, indent=1, sort_keys=True).encode() + b"\n")
 
     def delete(self) -> None:
-        """Remove the file, or the folder with all below it; what is not there is no error."""
-        found = self._type()
-        if found == pafs.FileType.Directory:
+        """Remove the file, or the folder with its content; it is no error if there is none."""
+        kind = self._type()
+        if kind == pafs.FileType.Directory:
             self.attempt(lambda: self.filesystem.delete_dir(self.path))
-        elif found == pafs.FileType.File:
+        elif kind == pafs.FileType.File:
             self.attempt(lambda: self.filesystem.delete_file(self.path))
 
     def _type(self) -> pafs.FileType:
@@ -149,28 +169,39 @@ class Location:
         return self.attempt(lambda: self.filesystem.get_file_info(self.path)).type
 
     def attempt(self, call: Callable[[], Any]) -> Any:
-        """The result of a call that reads or writes here; StorageError with the mend where it fails."""
+        """Run a call that reads or writes here; returns its result.
+
+        Raises:
+            AccessError: storage may not be used at all.
+            ServiceError: the storage service does not answer.
+            StorageError: the call fails for another reason. All of these messages name the mend.
+        """
         try:
             return call()
         except OSError as error:
-            kind = AccessError if _code(error) in _OF_ACCESS else StorageError
+            kind = AccessError if _code(error) in _ACCESS_CODES else StorageError
             kind = ServiceError if _code(error) == _NO_ANSWER else kind
             raise kind(f"{self.uri}: {_reason(error)}") from error
         except pa.ArrowInvalid as error:
-            if self.is_local or not _has_odd_part(self.path):
+            if self.is_local or not _has_bad_part(self.path):
                 raise
-            raise StorageError(f"{self.uri}: {_ODD_PART}") from error
+            raise StorageError(f"{self.uri}: {_BAD_KEY}") from error
 
 
 def locate(uri: str, config: StorageSection) -> Location:
     """The location of a local path or an ``s3://bucket/key`` URI.
 
+    Args:
+        uri: path or URI.
+        config: storage section of the configuration.
+
     Raises:
-        StorageError: the URI has another scheme or no bucket, or the bucket is not there or may not be used.
+        StorageError: the URI has another scheme, no bucket, credentials or an empty part; the path is not UTF-8; or the
+            bucket does not exist or may not be used.
     """
     if "://" not in uri:
         path = str(Path(uri).expanduser().absolute())
-        if _readable(path, path) != path:  # nor would Ray start in a call with such an argument
+        if _readable(path, path) != path:  # Ray does not start in a process with such an argument
             raise StorageError(f"{_readable(path, path)}: the path is not UTF-8; rename it, or give a link to it")
         return Location(pafs.LocalFileSystem(), path, path)
     scheme, _, rest = uri.partition("://")
@@ -178,11 +209,11 @@ def locate(uri: str, config: StorageSection) -> Location:
         raise StorageError(f"{uri}: not a local path or s3://bucket/prefix URI; correct it")
     bucket = rest.split("/")[0]
     if "@" in bucket or ":" in bucket:
-        # Not shown: what stands before the bucket is likely a secret.
+        # The URI is not quoted: the text before the bucket is probably a secret.
         raise StorageError(
             "an s3:// URI holds no credentials; set AWS_ACCESS_KEY_ID or a profile, give s3://bucket/prefix"
         )
-    if _has_odd_part(rest.rstrip("/")):
+    if _has_bad_part(rest.rstrip("/")):
         raise StorageError(
             f"{uri}: a part of the key is empty, . or .., which cannot be addressed; give another prefix"
         )
@@ -193,17 +224,17 @@ def locate(uri: str, config: StorageSection) -> Location:
 
 
 def s3_endpoint(config: StorageSection) -> str | None:
-    """Endpoint URL in force: the configuration's, else the environment's; None means AWS."""
+    """Endpoint URL of the configuration, else of the environment; None means AWS."""
     return config.s3_endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
 def s3_region(config: StorageSection) -> str | None:
-    """Region in force: the configuration's, else the environment's; None leaves it to the profile."""
+    """Region of the configuration, else of the environment; None leaves it to the profile."""
     return config.s3_region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
 
 
 def resolve_storage(config: StorageSection) -> StorageSection:
-    """The section with the endpoint and the region in force here, for workers whose environment may be another."""
+    """The section with the endpoint and the region of this process, for workers with another environment."""
     return config.model_copy(update={"s3_endpoint": s3_endpoint(config), "s3_region": s3_region(config)})
 
 
@@ -220,18 +251,18 @@ def _s3(config: StorageSection) -> pafs.S3FileSystem:
     scheme, host = "https", f"s3.{region or 'us-east-1'}.amazonaws.com"
     endpoint = s3_endpoint(config)
     if endpoint:
-        given, _, address = endpoint.rpartition("://")
-        scheme, host = given or "https", address.rstrip("/")
+        endpoint_scheme, _, address = endpoint.rpartition("://")
+        scheme, host = endpoint_scheme or "https", address.rstrip("/")
         options |= {"endpoint_override": host, "scheme": scheme}
         options.setdefault("region", "us-east-1")
     return pafs.S3FileSystem(**options, proxy_options=_proxy(scheme, host))
 
 
 def _proxy(scheme: str, host: str) -> dict[str, Any] | None:
-    """The proxy that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names; None without one, and for the hosts of NO_PROXY.
+    """Options of the proxy in HTTP_PROXY, HTTPS_PROXY or ALL_PROXY; None if there is none, or NO_PROXY has the host.
 
     Raises:
-        StorageError: the proxy is none that can be used; its address is not shown, it may hold a password.
+        StorageError: the proxy cannot be used. The message does not quote its address, which may hold a password.
     """
     proxies = getproxies()
     address = proxies.get(scheme) or proxies.get("all")
@@ -274,7 +305,7 @@ def _write_local(path: Path, content: bytes) -> None:
 
 
 def _readable(uri: str, path: str) -> str:
-    """The URI, or that of a local path that is not UTF-8, in URL encoding."""
+    """The URI; for a local path that is not UTF-8, a ``file://`` URI in URL encoding."""
     try:
         uri.encode()
     except UnicodeEncodeError:
@@ -282,27 +313,27 @@ def _readable(uri: str, path: str) -> str:
     return uri
 
 
-def _has_odd_part(path: str) -> bool:
+def _has_bad_part(path: str) -> bool:
     return any(part in ("", ".", "..") for part in path.split("/"))
 
 
-def _object(info: pafs.FileInfo, prefix: str, skip: Callable[[str], bool]) -> Entry:
-    """An object of a listing; what cannot be addressed is trouble."""
+def _object_entry(info: pafs.FileInfo, prefix: str, skip: Callable[[str], bool]) -> Entry:
+    """The entry of an object of a listing; its kind is ``TROUBLE`` if its key cannot be addressed."""
     name = info.path.removeprefix(prefix)
     if any(skip(part) for part in name.split("/")):
         return Entry(name, Kind.SKIPPED)
-    if _has_odd_part(name):
-        return Entry(name, Kind.TROUBLE, 0, "Unaddressable", _ODD_PART)
+    if _has_bad_part(name):
+        return Entry(name, Kind.TROUBLE, 0, "Unaddressable", _BAD_KEY)
     return Entry(name, Kind.FILE, info.size)
 
 
 def _code(error: OSError) -> str:
-    """AWS's name of the error; empty where it has none."""
+    """AWS's name of the error; empty if it has none."""
     text = str(error)
     if _NAMELESS in text:
         return _NAMELESS
-    found = _SERVICE_CODE.search(text) or _AWS_CODE.search(text)
-    return found.group(1) if found else ""
+    match = _SERVICE_CODE.search(text) or _AWS_CODE.search(text)
+    return match.group(1) if match else ""
 
 
 def _reason(error: OSError) -> str:

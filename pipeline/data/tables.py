@@ -1,4 +1,4 @@
-"""Columns of Parquet files that hold a record; several files are read at once."""
+"""Reading columns of Parquet files that hold a record, several files at a time."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,14 +11,27 @@ from medfocus.pipeline.data import records
 from medfocus.pipeline.data.storage import Location
 from medfocus.pipeline.errors import UsageError
 
-# Files read at once: each read of an object store waits for the network.
+# Files read at a time: each read of an object store waits for the network.
 _READERS = 8
 
 T = TypeVar("T")
 
 
 def read_columns(location: Location, record: pa.Schema, columns: list[str]) -> pa.Table:
-    """Columns of a Parquet file, which has to hold a record; the file's metadata comes with them."""
+    """Read columns of a Parquet file.
+
+    Args:
+        location: the file.
+        record: schema of the record that the file must hold.
+        columns: names of the columns.
+
+    Returns:
+        A table of these columns, with the metadata of the file.
+
+    Raises:
+        StorageError: the file cannot be read.
+        UsageError: the file is not a whole Parquet file, or does not hold the record.
+    """
     fragment = pads.ParquetFileFormat().make_fragment(location.path, location.filesystem)
     try:
         schema = location.attempt(lambda: fragment.physical_schema)
@@ -30,6 +43,6 @@ def read_columns(location: Location, record: pa.Schema, columns: list[str]) -> p
 
 
 def each_of(locations: Sequence[Location], read: Callable[[Location], T]) -> list[T]:
-    """What ``read`` gives for each, in order; several are read at once."""
+    """Results of ``read`` for each location, in order; several are read at a time."""
     with ThreadPoolExecutor(_READERS) as pool:
         return list(pool.map(read, locations))

@@ -1,1 +1,1 @@
-"""Predictions against their labels: metrics with intervals, and charts."""
+"""Compares predictions with labels: metrics with intervals, and charts."""

@@ -1,4 +1,4 @@
-"""Predictions, joined with the labels of their images."""
+"""Reads predictions and joins them with the labels of their images."""
 
 import difflib
 import json
@@ -14,64 +14,72 @@ from medfocus.pipeline.data.tables import each_of, read_columns
 from medfocus.pipeline.errors import UsageError
 from medfocus.pipeline.evaluation.metrics import EvaluationSet
 from medfocus.pipeline.evaluation.truth import Truth
-from medfocus.pipeline.labels.reader import likeness, normal_form, tell
+from medfocus.pipeline.labels.reader import likeness, normal_form, quote_both
 
 _COLUMNS = ["image_id", "patient_id", "site", "probabilities", "decision", "model_version"]
 
 
 @dataclass(frozen=True)
 class PredictionFile:
-    """What is needed of one file of predictions: the rows with a label, and what its rows have in common.
+    """One file of predictions: the columns of its n labelled rows, and what all of its rows have in common.
 
     Args:
-        known: int64 [n], the row of each in the labels.
+        truth_rows: int64 [n], the row of each image in the labels.
         probabilities: float32 [n, C].
-        accepted: bool [n].
-        patients: the patient of each; None where none is known.
-        sites: the site of each; '' where none is known.
-        classes: in the order of ``probabilities``.
-        versions: of the model, of all rows.
-        rows: how many rows the file has.
+        accepted: bool [n], whether the decision was ``accept``.
+        patients: patient of each image; None where it is not known.
+        sites: site of each image; '' where it is not known.
+        classes: names of the C classes, in the order of ``probabilities``.
+        versions: model versions of all rows.
+        row_count: number of rows of the file, labelled or not.
     """
 
-    known: np.ndarray
+    truth_rows: np.ndarray
     probabilities: np.ndarray
     accepted: np.ndarray
     patients: list[str | None]
     sites: list[str]
     classes: tuple[str, ...]
     versions: frozenset[str]
-    rows: int
+    row_count: int
 
 
 def read_predictions(rows: Location, truth: Truth) -> tuple[list[PredictionFile], tuple[str, ...], str]:
-    """The predictions with a label, file by file and without their masks; the classes; the model version.
+    """Read the predictions of labelled images, without their masks.
+
+    Args:
+        rows: folder with the files of predictions.
+        truth: the labels.
+
+    Returns:
+        The files of predictions, the names of the classes, and the model version.
 
     Raises:
         UsageError: there is no prediction, or the files do not agree on the classes or the model.
+        StorageError: a file cannot be read.
     """
     names = rows.files(".parquet")
     if not names:
         raise UsageError(f"{rows.uri}: no predictions; run medfocus score into it, or correct OUT")
-    parts = each_of([rows / name for name in names], lambda file: _part(file, truth))
-    if any(part.classes != parts[0].classes for part in parts):
+    files = each_of([rows / name for name in names], lambda file: _read_file(file, truth))
+    if any(file.classes != files[0].classes for file in files):
         raise UsageError(f"{rows.uri}: the files name different classes, or in another order; score into a new prefix")
-    versions = frozenset[str]().union(*(part.versions for part in parts))
+    versions = frozenset[str]().union(*(file.versions for file in files))
     if not versions:
         raise UsageError(f"{rows.uri}: every image is in quarantine; see the causes there")
     if len(versions) > 1:
         raise UsageError(f"{rows.uri}: predictions of {len(versions)} model versions; score into a new prefix")
-    return parts, parts[0].classes, next(iter(versions))
+    return files, files[0].classes, next(iter(versions))
 
 
-def _part(file: Location, truth: Truth) -> PredictionFile:
+def _read_file(file: Location, truth: Truth) -> PredictionFile:
     table = read_columns(file, records.PREDICTION, _COLUMNS)
     if records.CLASSES_KEY not in table.schema.metadata:
         raise UsageError(f"{file.uri}: its metadata names no classes; score into a new prefix")
     classes = tuple(json.loads(table.schema.metadata[records.CLASSES_KEY]))
-    known = np.array([truth.rows.get(image, -1) for image in table["image_id"].to_pylist()], np.int64)
+    truth_rows = np.array([truth.rows.get(image, -1) for image in table["image_id"].to_pylist()], np.int64)
     versions = frozenset(table["model_version"].unique().to_pylist())
-    labelled = table.filter(pa.array(known >= 0))
+    labelled = table.filter(pa.array(truth_rows >= 0))
     probabilities = labelled["probabilities"].combine_chunks()
     lengths = probabilities.value_lengths().to_numpy(zero_copy_only=False)
     values = probabilities.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
@@ -80,53 +88,66 @@ def _part(file: Location, truth: Truth) -> PredictionFile:
             f"{file.uri}: column probabilities is not {len(classes)} numbers from 0 to 1 in every row; score again"
         )
     return PredictionFile(
-        known=known[known >= 0],
+        truth_rows=truth_rows[truth_rows >= 0],
         probabilities=values.reshape(-1, len(classes)),
         accepted=np.array(labelled["decision"].to_pylist(), object) == "accept",
         patients=labelled["patient_id"].to_pylist(),
         sites=[site or "" for site in labelled["site"].to_pylist()],
         classes=classes,
         versions=versions,
-        rows=table.num_rows,
+        row_count=table.num_rows,
     )
 
 
 def evaluation_set(
-    parts: Sequence[PredictionFile], classes: tuple[str, ...], truth: Truth, uri: str
+    files: Sequence[PredictionFile], classes: tuple[str, ...], truth: Truth, uri: str
 ) -> tuple[EvaluationSet, np.ndarray]:
-    """All predictions with a label, and the site of each (object [N], '' where none is known)."""
-    known = np.concatenate([part.known for part in parts])
-    if not len(known):
+    """Join the predictions of all files with their labels.
+
+    Args:
+        files: the files of predictions.
+        classes: names of the classes, in the order of the probabilities.
+        truth: the labels.
+        uri: place of the predictions, for messages.
+
+    Returns:
+        The predictions with their labels, and the site of each (object [N], '' where it is not known).
+
+    Raises:
+        UsageError: no predicted image has a label, an image is predicted more than once, or a label is no class.
+    """
+    truth_rows = np.concatenate([file.truth_rows for file in files])
+    if not len(truth_rows):
         raise UsageError(f"{truth.uri}: names none of the predicted images; give the labels of this archive")
-    if twice := len(known) - len(np.unique(known)):
-        raise UsageError(f"{uri}: {twice} images are predicted more than once; score into a new prefix")
-    index = {name: number for number, name in enumerate(classes)}
-    folded = {normal_form(name): number for number, name in enumerate(classes)}
-    of_label = np.array([index.get(name, folded.get(name, -1)) for name in truth.names], np.int64)
-    labels = truth.codes[known]
-    if len(strangers := np.unique(labels[of_label[labels] < 0])):
-        raise UsageError(f"{truth.uri}: {_no_class(truth.names[strangers[0]], classes)}; correct the labels")
-    judged = EvaluationSet(
-        truth=of_label[labels],
-        probabilities=np.concatenate([part.probabilities for part in parts]),
-        accepted=np.concatenate([part.accepted for part in parts]),
-        patients=_numbered([patient for part in parts for patient in part.patients]),
+    if duplicates := len(truth_rows) - len(np.unique(truth_rows)):
+        raise UsageError(f"{uri}: {duplicates} images are predicted more than once; score into a new prefix")
+    by_name = {name: number for number, name in enumerate(classes)}
+    by_normal_form = {normal_form(name): number for number, name in enumerate(classes)}
+    class_of_label = np.array([by_name.get(name, by_normal_form.get(name, -1)) for name in truth.names], np.int64)
+    labels = truth.codes[truth_rows]
+    if len(unknown := np.unique(labels[class_of_label[labels] < 0])):
+        raise UsageError(f"{truth.uri}: {_no_class(truth.names[unknown[0]], classes)}; correct the labels")
+    sample = EvaluationSet(
+        truth=class_of_label[labels],
+        probabilities=np.concatenate([file.probabilities for file in files]),
+        accepted=np.concatenate([file.accepted for file in files]),
+        patients=_patient_numbers([patient for file in files for patient in file.patients]),
         classes=classes,
     )
-    return judged, np.array([site for part in parts for site in part.sites], object)
+    return sample, np.array([site for file in files for site in file.sites], object)
 
 
 def _no_class(label: str, classes: Sequence[str]) -> str:
-    """That a label is no class; what differs is made visible where a class looks like it."""
-    like = [name for name in classes if likeness(name) == likeness(label)]
-    near = difflib.get_close_matches(label, classes, n=1, cutoff=0.7)
-    for name in like or [name for name in near if not (label + name).isascii()]:
-        return "label {} is no class of the model, though it looks like {}".format(*tell(label, name))
+    """The message that a label is no class; where a class looks like it, characters that differ are made visible."""
+    similar = [name for name in classes if likeness(name) == likeness(label)]
+    close = difflib.get_close_matches(label, classes, n=1, cutoff=0.7)
+    for name in similar or [name for name in close if not (label + name).isascii()]:
+        return "label {} is no class of the model, though it looks like {}".format(*quote_both(label, name))
     return f"label {label!r} is no class of the model ({', '.join(map(repr, classes))})"
 
 
-def _numbered(patients: Sequence[str | None]) -> np.ndarray:
-    """A number for each patient, int64 [N]; an image whose patient is not known has its own."""
+def _patient_numbers(patients: Sequence[str | None]) -> np.ndarray:
+    """A number of each image's patient, int64 [N]; an image whose patient is not known has a number of its own."""
     numbers: dict[str | int, int] = {}
     return np.array(
         [numbers.setdefault(row if patient is None else patient, len(numbers)) for row, patient in enumerate(patients)],

@@ -1,1 +1,1 @@
-"""The stream over shards: a row is read, passes the stages, and is committed exactly once."""
+"""The stream over shards: shards are read, pass the stages row by row, and are committed exactly once."""

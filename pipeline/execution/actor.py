@@ -1,4 +1,4 @@
-"""What holds the models, as an actor of Ray Data."""
+"""The actor of Ray Data that holds the models and commits the rows of a shard."""
 
 import platform
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from medfocus.cluster.resources import Share
 from medfocus.pipeline.config import Config
 from medfocus.pipeline.console.causes import reason
 from medfocus.pipeline.data.commit import RUN_FILE
-from medfocus.pipeline.data.shared_paths import check_seen
+from medfocus.pipeline.data.shared_paths import check_visible
 from medfocus.pipeline.errors import MedFocusError
 from medfocus.pipeline.execution.isolation import Isolation
 from medfocus.pipeline.execution.job import JobSpec
@@ -27,28 +27,39 @@ if TYPE_CHECKING:
     from medfocus.stages.classify import Classify
     from medfocus.stages.embed import Embed
 
-# Of an actor's process, read by glibc when it begins. Ray Data calls an actor from a thread, whose memory glibc would
-# take from an arena of its own, and give back to the system whenever a large tensor ends: its pages are then faulted in
-# anew, a fifth of the time of a full-size SAM2. The first arena keeps it.
+# Environment of an actor's process, which glibc reads when the process begins. Ray Data calls an actor from a thread,
+# and glibc gives each thread a memory arena of its own. Such an arena returns the memory of a large tensor to the
+# system as soon as it is freed, and mapping the pages again takes a fifth of the time of a full-size SAM2. The main
+# arena keeps the memory.
 ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
 
 
 class ModelActor:
-    """SAM2 and CLIP in one actor: shards come in decoded, and what goes out is the summary of each, once it is written.
+    """SAM2 and CLIP in one actor, which takes decoded shards, commits their rows, and returns their summaries.
 
-    Neither pixels nor tokens travel between the models, nor rows from them to what writes: a task that wrote would be
-    another process, which takes some of a CPU from the models also while it has nothing to write.
+    Pixels, tokens and rows stay in the process. A separate task that writes would be another process, which takes CPU
+    time from the models even when it is idle.
+
+    Args:
+        job: specification of the job.
+        share: the actor's share of the cluster.
+        device: device of the models, ``cuda`` or ``cpu``.
+        journal: handle of the run's journal.
+
+    Raises:
+        MedFocusError: the output is not visible on this node, the models are not those that the run was started with,
+            or the device of the node is broken.
     """
 
     def __init__(self, job: JobSpec, share: Share, device: str, journal: Any):
         torch.set_num_threads(share.threads)
-        check_seen(job.output.prefix / RUN_FILE)
+        check_visible(job.output.prefix / RUN_FILE)
         self.job, self.journal = job, journal
         try:
             self.segment = load_segment(job.config, device, job.foundation.sam2_identity)
             self.embed, self.classify = load_embed(job.config, device, job.prompts, job.foundation.clip_identity)
             if ray.get(journal.device_errors.remote()):
-                self._try_device()
+                self._check_device()
         except Exception as error:
             if not is_device_error(error):
                 raise
@@ -58,15 +69,23 @@ class ModelActor:
             ) from error
 
     def __call__(self, batch: Batch) -> dict[str, list]:
+        """Process and commit one shard.
+
+        Args:
+            batch: decoded rows of the shard, as ``read_and_decode`` returns them.
+
+        Returns:
+            The summary of the shard, as ``commit_rows`` returns it.
+        """
         segmented = Isolation("segment", self.journal)(self.segment, batch)
         return self._commit(Isolation("embed", self.journal)(self._embed, segmented))
 
-    def _try_device(self) -> None:
-        """One image through the models: tells a broken device from a row that fails, before any row is in hand."""
+    def _check_device(self) -> None:
+        """Process one random image, so that a broken device raises its error before any row is in flight."""
         side = self.segment.size
-        grey = np.random.default_rng(0).integers(0, 256, (1, side, side, 1), np.uint8)
-        square = np.full(1, side, np.int32)
-        image = {"image_id": np.array([""], object), "pixels": grey, "height": square, "width": square}
+        pixels = np.random.default_rng(0).integers(0, 256, (1, side, side, 1), np.uint8)
+        sides = np.full(1, side, np.int32)
+        image = {"image_id": np.array([""], object), "pixels": pixels, "height": sides, "width": sides}
         self._embed(self.segment(start(image)))
 
     def _embed(self, batch: Batch) -> Batch:
@@ -78,7 +97,16 @@ class ModelActor:
 
 
 def load_segment(config: Config, device: str, identity: str | None = None) -> Segment:
-    """The region finder with its SAM2, which has to be of an identity where one is given."""
+    """Load SAM2 with what finds regions by it.
+
+    Args:
+        config: the configuration; ``segment`` names the model.
+        device: device of the model.
+        identity: identity that the weights must have; None takes any.
+
+    Raises:
+        MedFocusError: the weights cannot be loaded, or have another identity.
+    """
     source = model_files.resolve_sam2(config.segment, config.storage)
     model_files.check_identity(source, identity, "segment")
     sam2 = load_sam2(source.model, source.checkpoint, image_size=config.segment.image_size, device=device)
@@ -88,8 +116,18 @@ def load_segment(config: Config, device: str, identity: str | None = None) -> Se
 def load_embed(
     config: Config, device: str, prompts: Prompts | None, identity: str | None = None
 ) -> "tuple[Embed, Classify | None]":
-    """CLIP below the cut, and with prompts what classifies by it. CLIP has to be of an identity where one is given."""
-    # Here, not above: open_clip takes seconds to import, and the driver does without.
+    """Load CLIP: the embed stage below the cut and, with prompts, the classify stage above it.
+
+    Args:
+        config: the configuration; ``clip`` names the model, ``model.focus`` says whether regions are embedded too.
+        device: device of the model.
+        prompts: learned prompts of the model that scores; None leaves the classify stage out.
+        identity: identity that the weights must have; None takes any.
+
+    Raises:
+        MedFocusError: the weights cannot be loaded, or have another identity.
+    """
+    # Imported here: open_clip takes seconds to import, and the driver does not need it.
     from medfocus.stages.classify import Classify
     from medfocus.stages.embed import Embed
     from medfocus.stages.prompted_clip import PromptedCLIP

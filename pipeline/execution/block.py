@@ -1,26 +1,34 @@
-"""A block: the rows of one shard on their way through the stages, and whether the shard can be finished."""
+"""A block: the rows of one shard on their way through the stages."""
 
 import numpy as np
 
 from medfocus.pipeline.errors import MedFocusError
 from medfocus.stages.batch import Batch, fail, start, writable
 
-# Columns that go with an image from the shard to the end; null travels as an empty string.
-CARRIED = ("image_id", "label", "patient_id", "site", "source_uri")
-# Column with the reason for which a shard cannot be finished now; empty where all is well.
+# Columns that stay with an image from the shard to the commit. A null is an empty string on the way.
+ROW_COLUMNS = ("image_id", "label", "patient_id", "site", "source_uri")
+# Column with the reason why this run cannot finish the shard at this try; empty where it can.
 FAILURE = "failure"
+_LONGEST_REASON = 300
 
 
 def blank_row() -> Batch:
-    """A row of no image."""
-    blank = {name: np.array([""], object) for name in (*CARRIED, "truth", "media_type", FAILURE)}
-    return start(blank | {"image": np.array([b""], object)})
+    """A block of one row without an image."""
+    columns = {name: np.array([""], object) for name in (*ROW_COLUMNS, "truth", "media_type", FAILURE)}
+    return start(columns | {"image": np.array([b""], object)})
 
 
-def give_up(batch: Batch, stage: str, error: Exception) -> Batch:
-    """The batch with the reason for which its shard cannot be finished now, and no row that is well."""
+def fail_shard(batch: Batch, stage: str, error: Exception) -> Batch:
+    """The block of a shard that cannot be finished at this try: all of its rows have failed.
+
+    Args:
+        batch: rows of the shard.
+        stage: name of the stage that raised the error.
+        error: the cause. Only errors of MedFocus are quoted: the text of another may name a patient.
+    """
     out = writable(batch)
-    failure = " ".join(str(error).split())[:300] if isinstance(error, MedFocusError) else type(error).__name__
+    known = isinstance(error, MedFocusError)
+    failure = " ".join(str(error).split())[:_LONGEST_REASON] if known else type(error).__name__
     for row in range(len(out["image_id"])):
         fail(out, row, stage, type(error).__name__, "its shard could not be finished")
     return out | {FAILURE: np.full(len(out["image_id"]), failure, object)}

@@ -1,27 +1,34 @@
-"""The task before the models: a shard is read and its images are decoded."""
+"""The task before the models: it reads a shard and decodes its images."""
 
 import numpy as np
 
 from medfocus.pipeline.data.manifest import ShardEntry
 from medfocus.pipeline.data.storage import AccessError, Location
 from medfocus.pipeline.errors import MedFocusError
-from medfocus.pipeline.execution.block import blank_row, give_up
+from medfocus.pipeline.execution.block import blank_row, fail_shard
 from medfocus.pipeline.execution.isolation import Isolation
 from medfocus.pipeline.execution.read import block_of, read_shard
-from medfocus.stages.batch import fail
+from medfocus.stages.batch import Batch, fail
 from medfocus.stages.decode import Decode
 
 
 def read_and_decode(
     batch: dict[str, np.ndarray], source: Location, decode: dict[str, int], labelled_only: bool, isolation: Isolation
-) -> dict[str, np.ndarray]:
-    """One shard, named by its manifest entry, to decoded rows.
+) -> Batch:
+    """Read one shard and decode its images.
 
-    Ray Data drops a block without rows, and the shard with it: a shard of which no row is wanted becomes one blank row
-    with 0 in ``shard_rows``, and so does a shard that cannot be read, whose blank row says why.
+    Ray Data drops a block without rows, and the shard with it. So a shard without a row to process becomes one blank
+    row, with 0 in ``shard_rows``. A shard that cannot be read becomes one blank row that says why.
+
+    Args:
+        batch: one row, whose columns are the fields of the shard's manifest entry.
+        source: prefix of the shards.
+        decode: options of the decode stage.
+        labelled_only: leave rows without a label out.
+        isolation: isolation of the decode stage.
 
     Raises:
-        AccessError: storage may not be used at all.
+        AccessError: storage may not be used at all; the run ends.
     """
     shard = ShardEntry(
         **{name: column[0].item() if hasattr(column[0], "item") else column[0] for name, column in batch.items()}
@@ -31,7 +38,7 @@ def read_and_decode(
     except AccessError:
         raise
     except MedFocusError as error:
-        rows = give_up(blank_row(), "read", error)
+        rows = fail_shard(blank_row(), "read", error)
     count = len(rows["image_id"])
     if not count:
         rows = blank_row()

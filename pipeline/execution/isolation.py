@@ -1,12 +1,15 @@
-"""Finds the row that makes a stage fail, so that it fails alone.
+"""Finds the row that makes a stage fail, so that this row fails alone.
 
-A stage works on a shard in groups of rows. A group that fails is halved until the row is found.
+A stage works on the rows of a shard in groups. What happens next depends on how it fails:
 
-A journal, an actor beside the driver, holds which rows each worker has in hand. When a worker has died, the next one
-finds its rows there, and takes each of them alone. A row that was in hand alone at two deaths is given up.
-
-An accelerator that fails stays broken for its process: every later row would fail too. The process ends, with its rows
-in the journal, and the next one takes them.
+- The stage raises an error. Bisection finds the row: the group is halved, and each half is tried again, until one row
+  is left. If the error is permanent, that is, of the row itself, the row fails and goes to quarantine. If the error is
+  transient, as of storage or of short memory, no row is at fault: the shard fails, and the stream tries it again later.
+- The stage kills its worker. No code can catch this, so a journal, an actor beside the driver, holds the rows that each
+  worker has in flight. The worker that Ray starts next for the shard finds the rows of the dead worker in the journal,
+  and works on each of them alone. A row that was in flight alone at two deaths is a poison row and fails.
+- The accelerator fails. It stays broken for its process, so every later row would fail too. The process ends itself
+  while its rows are in the journal, and the next worker goes on as after a death.
 """
 
 import os
@@ -21,108 +24,124 @@ from medfocus.cluster.devices import is_device_error, is_memory_error
 from medfocus.pipeline.console.causes import reason
 from medfocus.pipeline.data.storage import AccessError
 from medfocus.pipeline.errors import MedFocusError
-from medfocus.pipeline.execution.block import FAILURE, give_up
+from medfocus.pipeline.execution.block import FAILURE, fail_shard
 from medfocus.stages.batch import Batch, fail, well, writable
 
-# Rows that are worked on at once: all of them are looked at one by one if their worker dies.
+# Rows that a stage works on at once. If their worker dies, each of them is tried alone.
 GROUP = 32
-# Deaths of its worker, with a row alone in hand, after which the row is given up.
-_DEATHS = 2
-# Transient errors, not of a row that is worked on: the shard is tried again as a whole.
-_TRANSIENT = (OSError, MedFocusError)
-# Seconds that a process whose device has failed waits for the journal to take note.
-_PATIENCE = 30
-Call = Callable[[Batch], Batch]
+# A row that was in flight alone at so many deaths of its worker fails.
+_MOST_DEATHS = 2
+# Errors that are transient whatever row is in flight. Short memory is another one.
+_TRANSIENT_ERRORS = (OSError, MedFocusError)
+# Seconds that a process with a failed device waits until the journal has noted it.
+_JOURNAL_TIMEOUT = 30
+Stage = Callable[[Batch], Batch]
 
 
 @dataclass(frozen=True)
 class Isolation:
-    """A stage's work, kept apart from the rows that would stop it.
+    """Runs a stage so that a failing row costs no other row.
 
     Args:
-        stage: name of the stage, as quarantine has it.
-        journal: of the run.
+        name: name of the stage, as it stands in quarantine.
+        journal: handle of the run's journal (``open_journal``).
     """
 
-    stage: str
+    name: str
     journal: Any
 
-    def __call__(self, call: Call, batch: Batch) -> Batch:
-        """What ``call`` makes of the rows of a shard.
+    def __call__(self, stage: Stage, batch: Batch) -> Batch:
+        """Run the stage on the rows of a shard.
 
-        A row for which it fails, or dies, has failed at the stage. Where storage or memory fails, the shard has: its
-        ``failure`` says why and none of its rows are worked on any further.
+        Args:
+            stage: the stage; it passes over rows that have failed already.
+            batch: rows of one shard.
+
+        Returns:
+            The rows after the stage. A row that makes the stage fail, or that kills its worker, has failed. If the
+            error is transient, the shard has failed: all of its rows have, and ``failure`` says why.
 
         Raises:
             AccessError: storage may not be used at all; the run ends.
         """
         batch, shard = writable(batch), str(batch["shard"][0])
         if batch[FAILURE][0]:
-            return call(batch)  # its rows are passed by
+            return stage(batch)  # adds the columns of the stage; all rows have failed
         try:
-            return self._by_groups(call, batch, shard)
+            return self._run_groups(stage, batch, shard)
         except AccessError:
             raise
         except Exception as error:
-            return call(give_up(batch, self.stage, error))
-        finally:  # which a death does not come to
-            self.journal.close.remote(shard, self.stage)  # not waited for: no other worker asks for the shard now
+            return stage(fail_shard(batch, self.name, error))
+        finally:  # a worker that dies does not get here
+            self.journal.close.remote(shard, self.name)  # not waited for: no other worker has the shard now
 
-    def _by_groups(self, call: Call, batch: Batch, shard: str) -> Batch:
-        at_risk = well(batch)
-        at_once = at_risk[at_risk < GROUP].tolist()
-        suspects = ray.get(self.journal.open.remote(shard, self.stage, at_once, _this_worker()))
+    def _run_groups(self, stage: Stage, batch: Batch, shard: str) -> Batch:
+        """Run the stage on groups of rows, and on each suspect alone."""
+        rows_to_process = well(batch)
+        first_rows = rows_to_process[rows_to_process < GROUP].tolist()
+        suspects = ray.get(self.journal.open.remote(shard, self.name, first_rows, _worker_id()))
         for row, deaths in suspects.items():
-            if deaths >= _DEATHS:
+            if deaths >= _MOST_DEATHS:
                 message = f"the process died each of {deaths} times that it had this row alone"
-                fail(batch, row, self.stage, "WorkerDied", message)
+                fail(batch, row, self.name, "WorkerDied", message)
         others = np.setdiff1d(np.arange(len(batch["image_id"])), list(suspects))
         groups = [others[start : start + GROUP] for start in range(0, len(others), GROUP)]
         groups += [np.array([row]) for row in sorted(suspects)]
-        done = [
-            part
-            for number, rows in enumerate(groups)
-            for part in self._attempt(call, batch, shard, rows, taken=number == 0 and not suspects)
-        ]
-        return _join([part for _, part in done], np.concatenate([rows for rows, _ in done]))
+        parts = []
+        for number, rows in enumerate(groups):
+            noted = number == 0 and not suspects  # by ``journal.open``
+            parts += self._bisect(stage, batch, shard, rows, noted=noted)
+        return _join([part for _, part in parts], np.concatenate([rows for rows, _ in parts]))
 
-    def _attempt(
-        self, call: Call, batch: Batch, shard: str, rows: np.ndarray, *, taken: bool = False
+    def _bisect(
+        self, stage: Stage, batch: Batch, shard: str, rows: np.ndarray, *, noted: bool = False
     ) -> list[tuple[np.ndarray, Batch]]:
-        """What is made of some rows, in as few parts as it could be made in; ``taken`` are in hand already."""
-        # Neighbours are viewed, not copied: pixels are large.
-        chosen = slice(rows[0], rows[-1] + 1) if rows[-1] - rows[0] == len(rows) - 1 else rows
-        part = writable({name: column[chosen] for name, column in batch.items()})
-        at_risk = rows[well(part)].tolist()
-        if at_risk and not taken:
-            ray.get(self.journal.take.remote(shard, self.stage, at_risk, _this_worker()))
+        """Run the stage on some rows, and on halves of them where it raises an error.
+
+        Args:
+            stage: the stage.
+            batch: rows of one shard.
+            shard: digest of the shard.
+            rows: int [n], sorted places of the rows in the batch.
+            noted: the journal has these rows in flight already.
+
+        Returns:
+            Places of rows, and these rows after the stage, in as few parts as possible.
+        """
+        # Adjacent rows are a view, not a copy: pixels are large.
+        place = slice(rows[0], rows[-1] + 1) if rows[-1] - rows[0] == len(rows) - 1 else rows
+        part = writable({name: column[place] for name, column in batch.items()})
+        rows_to_process = rows[well(part)].tolist()
+        if rows_to_process and not noted:
+            ray.get(self.journal.take.remote(shard, self.name, rows_to_process, _worker_id()))
         try:
-            return [(rows, call(part))]
+            return [(rows, stage(part))]
         except Exception as error:
             if is_device_error(error):
-                self._leave(error)
+                self._end_process(error)
             if len(rows) > 1:
                 halves = np.array_split(rows, 2)
-                return [entry for half in halves for entry in self._attempt(call, batch, shard, half)]
-            if isinstance(error, _TRANSIENT) or is_memory_error(error):
+                return [entry for half in halves for entry in self._bisect(stage, batch, shard, half)]
+            if isinstance(error, _TRANSIENT_ERRORS) or is_memory_error(error):
                 raise
-            fail(part, 0, self.stage, type(error).__name__, f"the stage failed for this image ({type(error).__name__})")
-            return [(rows, call(part))]
+            fail(part, 0, self.name, type(error).__name__, f"the stage failed for this image ({type(error).__name__})")
+            return [(rows, stage(part))]
 
-    def _leave(self, error: Exception) -> None:
-        """End this process. Ray starts another one, which finds in the journal what was in hand."""
+    def _end_process(self, error: Exception) -> None:
+        """End this process. Ray starts another one, which finds the rows in flight in the journal."""
         try:
-            ray.get(self.journal.note_device_error.remote(reason(error)), timeout=_PATIENCE)
+            ray.get(self.journal.note_device_error.remote(reason(error)), timeout=_JOURNAL_TIMEOUT)
         finally:
             os._exit(1)
 
 
-def _this_worker() -> str:
+def _worker_id() -> str:
     return str(ray.get_runtime_context().get_worker_id())
 
 
 def _join(parts: list[Batch], rows: np.ndarray) -> Batch:
-    """Parts of a batch as one, in the order of its rows."""
+    """Parts of a batch as one batch, in the order of its rows."""
     if len(parts) == 1:
         return parts[0]
     order = slice(None) if np.all(np.diff(rows) > 0) else np.argsort(rows)
@@ -130,7 +149,7 @@ def _join(parts: list[Batch], rows: np.ndarray) -> Batch:
 
 
 def _stack(columns: list[np.ndarray]) -> np.ndarray:
-    """Columns on each other; where some images are grey, [..., 1], and others coloured, these are spread."""
+    """Columns one below the other; grey images, [..., 1], are broadcast where others are in colour, [..., 3]."""
     if columns[0].ndim == 1:
         return np.concatenate(columns)
     shape = np.max([column.shape[1:] for column in columns], axis=0)

@@ -1,4 +1,4 @@
-"""What a run does to shards, as it travels to every worker."""
+"""The specification of a job over shards, which travels to every worker."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,12 @@ from medfocus.pipeline.models.prompts import Prompts
 
 @dataclass(frozen=True)
 class Provenance:
-    """What made the rows: a model version and its classes, or, for features, the ``model_key`` and no classes."""
+    """What produces the rows of a job.
+
+    Args:
+        name: version of the model that scores; for features, their ``model_key``.
+        classes: classes of the model; empty for features.
+    """
 
     name: str
     classes: tuple[str, ...] = ()
@@ -19,16 +24,16 @@ class Provenance:
 
 @dataclass(frozen=True)
 class JobSpec:
-    """What is done to shards: where they lie, where their rows go, and what makes these.
+    """What is done to shards.
 
     Args:
         source: prefix of the shards.
-        output: where their rows go.
-        config: with absolute paths (``resolve_paths``), so that its names mean the same on every node.
-        foundation: the frozen models that the run was started with.
-        image_size: of the square images that SAM2 takes, in pixels.
-        provenance: what made the rows.
-        prompts: of the model that scores; None keeps features of the labelled rows instead.
+        output: prefix that the rows are written to.
+        config: the configuration, with absolute paths (``resolve_paths``), so that they mean the same on every node.
+        foundation: identities of the frozen models when the run was started.
+        image_size: side of the square images that SAM2 takes, in pixels.
+        provenance: what produces the rows.
+        prompts: learned prompts of the model that scores; None stores features of the labelled rows instead.
     """
 
     source: Location

@@ -1,4 +1,4 @@
-"""Reading shards and feature files: what a worker does before any model sees the rows."""
+"""Reading shards into blocks."""
 
 import hashlib
 
@@ -10,16 +10,24 @@ from medfocus.pipeline.data import records
 from medfocus.pipeline.data.manifest import ShardEntry
 from medfocus.pipeline.data.storage import Location
 from medfocus.pipeline.errors import ShardError, UsageError
-from medfocus.pipeline.execution.block import CARRIED, FAILURE
+from medfocus.pipeline.execution.block import FAILURE, ROW_COLUMNS
 from medfocus.stages.batch import Batch, fail, start
 
 
 def read_shard(shard: ShardEntry, source: Location) -> pa.Table:
-    """The rows of a shard, checked against the manifest.
+    """Read the rows of a shard and check them against the manifest.
+
+    Args:
+        shard: entry of the shard in the manifest.
+        source: prefix of the shards.
+
+    Returns:
+        A table of the record ``SHARD``.
 
     Raises:
-        StorageError: it cannot be read.
-        ShardError: it is not a shard, a column is missing, or its content is not what the manifest names.
+        StorageError: the file cannot be read.
+        ShardError: the file is not a shard, lacks a column, or has changed since the manifest was written. This error
+            is permanent.
     """
     location = source / shard.name
     content = location.read()
@@ -32,25 +40,34 @@ def read_shard(shard: ShardEntry, source: Location) -> pa.Table:
     try:
         records.check_record(file.schema_arrow, records.SHARD, location.uri)
     except UsageError as error:
-        raise ShardError(str(error)) from error  # too late to be a matter of the call
+        raise ShardError(str(error)) from error  # the run has begun: the call itself was right
     return file.read()
 
 
 def block_of(table: pa.Table, labelled_only: bool) -> Batch:
-    """The rows of a shard as the stages take them, null as an empty string.
+    """The block of a shard: its rows as the stages take them, with a null as an empty string.
 
-    An ``image_id`` that an earlier row has makes a row fail, under the name ``image_id#row``.
+    A row with the ``image_id`` of an earlier row fails, under the name ``image_id#row``.
+
+    Args:
+        table: rows of the shard.
+        labelled_only: leave rows without a label out.
+
+    Returns:
+        Columns of one length: ``ROW_COLUMNS`` with ``truth`` in place of ``label``, ``image``, ``media_type``,
+        ``failure``, and those that ``stages.batch`` adds.
     """
-    rows = start({name: np.array([value or "" for value in table[name].to_pylist()], object) for name in CARRIED})
-    first: dict[str, int] = {}
+    rows = start({name: np.array([value or "" for value in table[name].to_pylist()], object) for name in ROW_COLUMNS})
+    first_rows: dict[str, int] = {}
     for row, name in enumerate(rows["image_id"].tolist()):
-        if first.setdefault(name, row) != row:
+        first_row = first_rows.setdefault(name, row)
+        if first_row != row:
             rows["image_id"][row] = f"{name}#{row}"
-            fail(rows, row, "read", "DuplicateId", f"row {first[name]} of the shard has the same image_id")
+            fail(rows, row, "read", "DuplicateId", f"row {first_row} of the shard has the same image_id")
     rows["image"] = table["image"].to_numpy(zero_copy_only=False)
     rows["media_type"] = table["media_type"].to_numpy(zero_copy_only=False)
-    # A label of the shard is the truth; the stages' ``label`` is what the model predicts.
+    # The label of a shard is the truth. The stages keep the predicted class in ``label``.
     rows["truth"] = rows.pop("label")
     rows[FAILURE] = np.full(table.num_rows, "", object)
-    kept = rows["truth"] != "" if labelled_only else np.ones(table.num_rows, bool)
-    return {name: column[kept] for name, column in rows.items()}
+    selection = rows["truth"] != "" if labelled_only else np.ones(table.num_rows, bool)
+    return {name: column[selection] for name, column in rows.items()}

@@ -1,9 +1,9 @@
-"""The one stream behind ``embed`` and ``score``: shards are read, decoded, segmented, embedded and committed.
+"""The stream behind ``embed`` and ``score``: shards are read, decoded, segmented, embedded and committed.
 
-A block is a shard: it passes each stage whole and is committed by itself, so that what is finished survives.
-Rows are never dropped on the way; a row that fails carries its failure to the commit. A shard that cannot be finished
-for a transient reason is tried again, after the others. Ray Data runs tasks again whose worker died, without end; the
-journal keeps a poison row from killing workers for ever.
+A block is a shard: it passes each stage whole and is committed by itself, so that finished work survives a stop.
+Rows are never dropped: a row that fails carries its failure to the commit. A shard that fails for a transient reason is
+retried after the other shards. Ray Data repeats the tasks of a dead worker without limit; the journal of ``isolation``
+makes sure that a poison row does not kill workers without limit.
 """
 
 import random
@@ -31,22 +31,27 @@ from medfocus.pipeline.execution.isolation import Isolation
 from medfocus.pipeline.execution.job import JobSpec
 from medfocus.pipeline.execution.journal import open_journal
 
-# How often a shard is tried, and the seconds before the first new try; each later one waits twice as long.
-_TRIES, _PAUSE = 4, 2.0
-# Shards in one plan of Ray Data, for each actor. Before a plan begins it makes a block of each, at a millisecond and
-# 6 KiB in the driver; when it ends its models are loaded anew.
+# How often a shard is tried, and the seconds before its second try. Each later try waits twice as long.
+_MOST_TRIES, _FIRST_WAIT = 4, 2.0
+# Shards in one execution of Ray Data, for each actor. Before it begins, an execution makes a block of each shard, which
+# takes a millisecond and 6 KiB in the driver. The next execution loads the models anew.
 _SHARDS_PER_ACTOR = 500
-# What Ray raises where a process, a node or an object is gone and its own new tries were in vain.
-_GONE = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError, OutOfMemoryError)
-
-
-# So many rows in quarantine may end a run before its end, if they are more than chance makes of the allowed share.
+# Ray raises these if a process, a node or an object is lost and its own retries were in vain.
+_LOSS_ERRORS = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError, OutOfMemoryError)
+_LOST_ROWS = "its rows did not come to the end of the stream; see Ray's logs of the node that had it"
+# A run stops early from this many quarantined rows on, if chance explains them with less than this probability.
 _FEWEST_QUARANTINED, _CHANCE = 32, 1e-6
 
 
 @dataclass
 class RunSummary:
-    """What became of the shards of a run: rows written, shards tried again, and why some could not be finished."""
+    """Outcome of a run over shards.
+
+    Args:
+        written: number of rows written.
+        retried: number of retries, each of one shard.
+        failures: reasons why shards could not be finished, by digest.
+    """
 
     written: int = 0
     retried: int = 0
@@ -54,16 +59,17 @@ class RunSummary:
 
 
 @dataclass
-class Attempt:
-    """One pass over shards.
+class PassOutcome:
+    """Outcome of one pass over shards.
 
     Args:
-        again: digests of the shards that are worth another try.
-        failed: digests of those that said why they failed.
-        finished: how many shards were finished.
+        retryable: digests of the shards that are not finished and are worth a retry.
+        failed: digests of the shards for which a worker reported a failure. Shards that are neither finished nor failed
+            were lost with a process.
+        finished: number of finished shards.
     """
 
-    again: set[str]
+    retryable: set[str]
     failed: set[str] = field(default_factory=set)
     finished: int = 0
 
@@ -72,87 +78,96 @@ def run_shards(
     shards: Sequence[ShardEntry],
     job: JobSpec,
     plan: ResourcePlan,
-    shown: Progress,
+    progress: Progress,
     most_quarantined: float | None = None,
 ) -> RunSummary:
-    """Finish the shards, those that fail for a transient reason at a later try.
+    """Process and commit shards; those that fail for a transient reason are retried in later passes.
 
     Args:
-        shards: to do.
-        job: what is done to them.
-        plan: of the cluster.
-        shown: is told of finished rows.
-        most_quarantined: share of rows that may be in quarantine; more than chance makes of it ends the run. None lets
-            any share pass.
+        shards: the shards to process.
+        job: specification of the job.
+        plan: resource plan of the cluster.
+        progress: progress of the command; it counts the rows of finished shards.
+        most_quarantined: allowed share of quarantined rows. The run stops when their number exceeds it by more than
+            chance explains. None allows any share.
+
+    Returns:
+        The number of rows written and of retries; there are no failures.
 
     Raises:
-        MedFocusError: some shards could not be finished, all others are; or too many rows are in quarantine.
+        MedFocusError: some shards could not be finished, and all others are; or too many rows are in quarantine.
     """
-    done, todo = RunSummary(), list(shards)
+    summary, todo = RunSummary(), list(shards)
     tries: Counter[str] = Counter()
     while todo:
-        attempt = _pass(todo, job, plan, shown, done, most_quarantined)
-        # A pass that a lost process ended costs no shard a try as long as some are finished.
-        tries.update(attempt.failed if attempt.finished else attempt.again)
-        todo = [shard for shard in todo if shard.sha256 in attempt.again and tries[shard.sha256] < _TRIES]
+        outcome = _run_pass(todo, job, plan, progress, summary, most_quarantined)
+        # If a process was lost, only shards with a failure of their own have used up a try, as long as some shards were
+        # finished.
+        tries.update(outcome.failed if outcome.finished else outcome.retryable)
+        todo = [shard for shard in todo if shard.sha256 in outcome.retryable and tries[shard.sha256] < _MOST_TRIES]
         if todo:
-            done.retried += len(todo)
-            log.warning("%d shards are tried again; %s: %s", len(todo), todo[0].name, done.failures[todo[0].sha256])
-            longest = max(tries[shard.sha256] for shard in todo)
-            time.sleep(_PAUSE * 2 ** max(longest - 1, 0) * random.uniform(0.5, 1.5))
-    failed = [shard for shard in shards if shard.sha256 in done.failures]
-    if failed:
+            summary.retried += len(todo)
+            cause = summary.failures[todo[0].sha256]
+            log.warning("%d shards are tried again; %s: %s", len(todo), todo[0].name, cause)
+            time.sleep(_wait(max(tries[shard.sha256] for shard in todo)))
+    unfinished = [shard for shard in shards if shard.sha256 in summary.failures]
+    if unfinished:
         raise MedFocusError(
-            f"{done.failures[failed[0].sha256]} ({len(failed)} of {len(shards)} shards could not be finished, the"
-            " others are; the same call goes on with them)"
+            f"{summary.failures[unfinished[0].sha256]} ({len(unfinished)} of {len(shards)} shards could not be"
+            " finished, the others are; the same call goes on with them)"
         )
-    return done
+    return summary
 
 
-def _pass(
-    todo: Sequence[ShardEntry],
+def _wait(tries: int) -> float:
+    """Seconds before the next pass, after so many tries; random, so that runs on one storage do not retry in step."""
+    return _FIRST_WAIT * 2 ** max(tries - 1, 0) * random.uniform(0.5, 1.5)
+
+
+def _run_pass(
+    shards: Sequence[ShardEntry],
     job: JobSpec,
     plan: ResourcePlan,
-    shown: Progress,
-    done: RunSummary,
+    progress: Progress,
+    summary: RunSummary,
     most_quarantined: float | None,
-) -> Attempt:
-    """Try shards once."""
-    attempt = Attempt({shard.sha256 for shard in todo})
-    lost = "its rows did not come to the end of the stream; see Ray's logs of the node that had it"
+) -> PassOutcome:
+    """Try each shard once; adds to ``summary`` what is written, and the failures of this pass."""
+    outcome = PassOutcome({shard.sha256 for shard in shards})
+    loss = _LOST_ROWS
     try:
-        for summary in _plans(todo, job, plan):
-            shard = summary["shard"]
-            if summary[FAILURE]:
-                done.failures[shard] = summary[FAILURE]
-                attempt.failed.add(shard)
-                if summary["lasting"]:
-                    attempt.again.discard(shard)
+        for result in _stream(shards, job, plan):
+            digest = result["shard"]
+            if result[FAILURE]:
+                summary.failures[digest] = result[FAILURE]
+                outcome.failed.add(digest)
+                if result["permanent"]:
+                    outcome.retryable.discard(digest)
                 continue
-            attempt.again.discard(shard)
-            attempt.finished += 1
-            done.failures.pop(shard, None)
-            done.written += summary["written"]
-            shown.add(summary["rows"], summary["quarantined"])
+            outcome.retryable.discard(digest)
+            outcome.finished += 1
+            summary.failures.pop(digest, None)
+            summary.written += result["written"]
+            progress.add(result["rows"], result["quarantined"])
             if most_quarantined is not None:
-                _check_quarantined(shown, most_quarantined)
-    except _GONE as error:
+                _check_quarantined(progress, most_quarantined)
+    except _LOSS_ERRORS as error:
         cause = getattr(error, "cause", error)
-        # A device that fails may be one of several. Anything else that an actor cannot begin with fails the next too.
+        # A broken device may be one of several. Any other error at the start of an actor is permanent.
         if getattr(cause, "actor_init_failed", False) and not names_device_error(str(cause)):
             raise
-        lost = reason(cause)
-    for shard in attempt.again - attempt.failed:
-        done.failures[shard] = lost
-    return attempt
+        loss = reason(cause)
+    for digest in outcome.retryable - outcome.failed:
+        summary.failures[digest] = loss
+    return outcome
 
 
-def _check_quarantined(shown: Progress, allowed: float) -> None:
-    """Raise MedFocusError if more rows are in quarantine than chance makes of the allowed share.
+def _check_quarantined(progress: Progress, allowed: float) -> None:
+    """Raise MedFocusError if more rows are in quarantine than chance explains with the allowed share.
 
-    Shards are fair samples of the archive, so that the rows so far tell of the others: one-sided binomial test.
+    Shards are fair samples of the archive, so the rows so far stand for all rows: one-sided binomial test.
     """
-    rows, quarantined = shown.done - shown.first, shown.quarantined
+    rows, quarantined = progress.done - progress.first, progress.quarantined
     if quarantined < _FEWEST_QUARANTINED or quarantined <= allowed * rows:
         return
     if binom.sf(quarantined - 1, rows, allowed) < _CHANCE:
@@ -163,37 +178,40 @@ def _check_quarantined(shown: Progress, allowed: float) -> None:
         )
 
 
-def _plans(todo: Sequence[ShardEntry], job: JobSpec, plan: ResourcePlan) -> Iterator[dict[str, Any]]:
-    """The summaries of all shards, from one plan of Ray Data after the other."""
-    size = _SHARDS_PER_ACTOR * plan.models.processes
-    for start in range(0, len(todo), size):
-        yield from _stream(todo[start : start + size], job, plan)
-
-
 def _stream(shards: Sequence[ShardEntry], job: JobSpec, plan: ResourcePlan) -> Iterator[dict[str, Any]]:
-    """Run the shards through the stages; yields the summary of each, in the order they end."""
-    decode = {"size": job.image_size, "max_pixels": job.config.decode.max_pixels}
+    """The summaries of all shards, from one execution of Ray Data after the other."""
+    size = _SHARDS_PER_ACTOR * plan.models.processes
+    for start in range(0, len(shards), size):
+        yield from _execute(shards[start : start + size], job, plan)
+
+
+def _execute(shards: Sequence[ShardEntry], job: JobSpec, plan: ResourcePlan) -> Iterator[dict[str, Any]]:
+    """Run shards through the stages; yields the summary of each (see ``commit_rows``), in the order they end."""
     items = [asdict(shard) for shard in shards]
     journal = open_journal()
-    reading = {
+    decode_arguments = {
         "source": job.source,
-        "decode": decode,
+        "decode": {"size": job.image_size, "max_pixels": job.config.decode.max_pixels},
         "labelled_only": job.prompts is None,
         "isolation": Isolation("decode", journal),
     }
-    loading = (job, plan.models, plan.device, journal)
+    model_arguments = (job, plan.models, plan.device, journal)
     dataset = (
         ray.data.from_items(items, override_num_blocks=len(items))
-        .map_batches(read_and_decode, batch_size=1, fn_kwargs=reading, **_tasks(plan.decode, len(items)))
-        .map_batches(ModelActor, batch_size=None, fn_constructor_args=loading, **_actors(plan.models, len(items)))
+        .map_batches(read_and_decode, batch_size=1, fn_kwargs=decode_arguments, **_tasks(plan.decode, len(items)))
+        .map_batches(
+            ModelActor, batch_size=None, fn_constructor_args=model_arguments, **_actors(plan.models, len(items))
+        )
     )
     yield from dataset.iter_rows()
 
 
 def _tasks(share: Share, shards: int) -> dict[str, Any]:
+    """Options of the tasks that decode, for ``map_batches``."""
     return {"compute": TaskPoolStrategy(size=min(share.processes, shards) or None), "num_cpus": share.cpus}
 
 
 def _actors(share: Share, shards: int) -> dict[str, Any]:
+    """Options of the actors that hold the models, for ``map_batches``."""
     pool = ActorPoolStrategy(size=min(share.processes, shards), max_tasks_in_flight_per_actor=2)
     return {"compute": pool, "num_cpus": share.cpus, "num_gpus": share.gpus, "runtime_env": {"env_vars": ENVIRONMENT}}

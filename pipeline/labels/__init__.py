@@ -1,1 +1,1 @@
-"""Label files of every dialect, and how their rows find their images."""
+"""Reads label files of every dialect, and finds the image that each row names."""

@@ -1,4 +1,4 @@
-"""Classes named by folders, where there is no label file.
+"""Takes the class of each image from its folder, where there is no label file.
 
 The first folder below the source names the class, however deep the image lies in it: ``class/patient/image.png``.
 Folders such as ``train`` and ``test`` are splits, not classes: the first folder below them names the class.
@@ -9,19 +9,19 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from medfocus.pipeline.console.logs import event, log
-from medfocus.pipeline.labels.reader import normal_form, shown_classes, warn_of_like_classes
+from medfocus.pipeline.labels.reader import format_classes, normal_form, warn_of_like_classes
 
 _TRAINING = frozenset({"train", "training"})
 SPLITS = _TRAINING | {"val", "valid", "validation", "test", "testing"}
 
 
 class FolderClasses(NamedTuple):
-    """What folders say.
+    """The classes that folders name.
 
     Args:
-        classes: of each image; None where it has none.
-        splits: names of the folders taken for splits.
-        beside_splits: images that are not below one of these.
+        classes: class of each image; None where it has none.
+        splits: names of the folders that are splits.
+        beside_splits: number of images that are not below a split.
     """
 
     classes: list[str | None]
@@ -29,7 +29,7 @@ class FolderClasses(NamedTuple):
     beside_splits: int
 
     def log(self) -> None:
-        """Log the classes and the splits that were found."""
+        """Log the classes and the splits."""
         if self.splits:
             log.info(
                 "folders %s are taken for splits, not for classes: the folder below names the class, the split is not"
@@ -39,21 +39,21 @@ class FolderClasses(NamedTuple):
         if self.beside_splits:
             log.warning("%d images lie beside the splits and have no class", self.beside_splits)
         classes = Counter(name for name in self.classes if name is not None)
-        event("classes named by folders:", classes=shown_classes(classes))
+        event("classes named by folders:", classes=format_classes(classes))
         if len(classes) == 1:
             log.warning("all images with a class are of one class; if its folder is no class, give --labels")
         warn_of_like_classes(classes)
 
 
 def folder_classes(names: Sequence[str]) -> FolderClasses:
-    """The class that folders name.
+    """Take the class of each image from its folder.
 
-    A level of folders is one of splits if all its folders have names of splits, or two of them, or if one is ``train``
-    or ``training`` and holds folders only; and if all images lie below the same folder above it. An image beside the
-    splits has no class.
+    The folders of a level are splits on two conditions. All of them, or at least two, have names of splits, or one is
+    ``train`` or ``training`` and holds folders only. And all images lie below the same folder above the level. An image
+    beside the splits has no class.
 
     Args:
-        names: place of each image below the source, with slashes.
+        names: path of each image below the source, with slashes.
     """
     folders = [name.split("/")[:-1] for name in names]
     above = _level_of_splits([parts for parts in folders if parts])
@@ -74,7 +74,7 @@ def folder_classes(names: Sequence[str]) -> FolderClasses:
 
 
 def _level_of_splits(folders: Sequence[Sequence[str]]) -> int | None:
-    """How many folders are above those of splits; None where there are no splits."""
+    """Number of folders above the splits; None where there are no splits."""
     for level in range(max(map(len, folders), default=0)):
         here = {parts[level].casefold() for parts in folders if len(parts) > level}
         if here <= SPLITS or len(here & SPLITS) > 1 or _holds_classes(folders, level):

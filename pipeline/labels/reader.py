@@ -1,7 +1,7 @@
-"""The one reader of label files: what is known of each image, for every command that takes labels.
+"""The one reader of label files, for every command that takes labels: label, patient and site of each image.
 
-``label_tables`` reads the format, ``label_join`` finds the image that each row names. docs/labels.md says what a label
-file may be.
+``labels.tables`` reads the format, ``labels.join`` finds the image that each row names. docs/labels.md describes label
+files.
 """
 
 import hashlib
@@ -20,26 +20,26 @@ from medfocus.pipeline.errors import UsageError
 from medfocus.pipeline.labels.tables import Table, read_table
 
 COLUMNS = ("file", "image_id", "label", "patient_id", "site")
-# Characters without width: they are no part of a value at its ends, and of a class nowhere but for the two joiners,
-# with which some languages are spelled.
+# Characters without width. They are removed at the ends of a value, and inside a class as well; the two joiners stay
+# inside a class, since some languages need them.
 _JOINERS = "\u200c\u200d"
 _INVISIBLE = "\u00ad\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff"
 _INSIDE = re.compile(f"[{_INVISIBLE}]")
 _ENDS = re.compile(rf"^[\s{_INVISIBLE}{_JOINERS}]+|[\s{_INVISIBLE}{_JOINERS}]+$")
 _BLANKS = re.compile(r"\s+")
-# UTF-8's byte order mark in a file that was saved once in UTF-8, read as Windows-1252, and saved again.
+# UTF-8's byte order mark where a file in UTF-8 was read as Windows-1252 and saved again.
 _MARK_AS_TEXT = "\u00ef\u00bb\u00bf"
 _NONE = frozenset({"", "nan"})
-# Of patients only: a class or a site may be called NA.
+# Texts for an unknown patient; a class or a site may be called NA.
 _NO_PATIENT = frozenset({"na", "n/a", "<na>", "none", "null"})
 _WHOLE = re.compile(r"([+-]?\d+)\.0+")
 _WHOLE_WITH_COMMA = re.compile(r"([+-]?\d+)(?:,0+)?")
-# As many classes are named in a line of the log, and letters of each: a wrong column may hold anything.
-_CLASSES_SHOWN, _LETTERS_SHOWN = 20, 40
+# Most classes in a line of the log, and most letters of each: a wrong column may hold anything.
+_MOST_CLASSES, _MOST_LETTERS = 20, 40
 
 
 class LabelRow(NamedTuple):
-    """One row of a label file; what is empty is None. ``file`` and ``image_id`` are as they are written."""
+    """One row of a label file; empty values are None. ``file`` and ``image_id`` are as written in the file."""
 
     line: int
     file: str | None
@@ -51,16 +51,16 @@ class LabelRow(NamedTuple):
 
 @dataclass(frozen=True)
 class LabelFile:
-    """A label file as it was understood.
+    """The content of a label file.
 
     Args:
-        uri: of the file.
+        uri: URI of the file.
         digest: SHA-256 of its content.
-        rows: those that hold anything, in order.
-        columns: the known columns that it has, in the order of ``COLUMNS``.
-        format: what was understood of its format.
-        warnings: what is doubtful about it.
-        spellings: rows by a class's spelling in the file, where that is another than the class.
+        rows: rows that are not empty, in order.
+        columns: the known columns of the file, in the order of ``COLUMNS``.
+        format: format, encoding and separator, for a person.
+        warnings: doubts about the reading.
+        spellings: number of rows by spelling in the file and class, where the two differ.
     """
 
     uri: str
@@ -72,19 +72,19 @@ class LabelFile:
     spellings: Counter[tuple[str, str]]
 
     def log(self) -> None:
-        """Log what was understood, in one line, and each doubt in one more. No value but classes is shown."""
+        """Log the format and the classes in one line, and each doubt in one more. No other value is logged."""
         classes = Counter(row.label for row in self.rows if row.label is not None)
         event(
             f"labels: {self.format}",
             rows=len(self.rows),
             columns=",".join(self.columns),
-            classes=shown_classes(classes),
+            classes=format_classes(classes),
         )
-        if self.spellings and len(classes) <= _CLASSES_SHOWN:
-            shown = [
+        if self.spellings and len(classes) <= _MOST_CLASSES:
+            spellings = [
                 f"{_cut(written)} as {_cut(read)} ({rows} rows)" for (written, read), rows in self.spellings.items()
             ]
-            log.info("labels: other spellings of a class: %s", shown_list(shown))
+            log.info("labels: other spellings of a class: %s", format_list(spellings))
         for warning in self.warnings:
             log.warning("labels: %s", warning)
         warn_of_like_classes(classes)
@@ -93,8 +93,11 @@ class LabelFile:
 def read_labels(location: Location) -> LabelFile:
     """Read a label file: CSV in any dialect, Parquet, or Excel.
 
-    Its header names, in any letter case, ``file`` or ``image_id`` or both, ``label``, and, where they are known,
-    ``patient_id`` and ``site``. A value that is empty or ``nan`` is none.
+    The header names, in any letter case, ``file`` or ``image_id`` or both, ``label``, and, where they are known,
+    ``patient_id`` and ``site``. An empty value and ``nan`` mean that a value is not known.
+
+    Args:
+        location: the label file.
 
     Raises:
         UsageError: there is no such file, it cannot be read, or a column is missing or there twice.
@@ -120,20 +123,23 @@ def read_labels(location: Location) -> LabelFile:
 
 
 def normal_form(text: str) -> str:
-    """The one spelling of a class, patient or site: in NFC, without blanks at the ends, with single blanks and without
-    invisible characters inside; a whole number without its fraction of zeros."""
-    text = unicodedata.normalize("NFC", _BLANKS.sub(" ", stripped(_INSIDE.sub("", text))))
+    """The normal form of a class, patient or site.
+
+    It is in NFC, with single blanks, without blanks at the ends and without invisible characters. A whole number has no
+    fraction.
+    """
+    text = unicodedata.normalize("NFC", _BLANKS.sub(" ", strip_blanks(_INSIDE.sub("", text))))
     number = _WHOLE.fullmatch(text)
     return number.group(1) if number else text
 
 
-def stripped(text: str) -> str:
+def strip_blanks(text: str) -> str:
     """A text without blanks and characters without width at its ends."""
     return _ENDS.sub("", text)
 
 
 def likeness(name: str) -> str:
-    """What classes have in common that differ by letter case, width or an invisible character only."""
+    """A key that is equal for classes that differ by letter case, width or an invisible character only."""
     return unicodedata.normalize("NFKC", re.sub(f"[{_JOINERS}]", "", name)).casefold()
 
 
@@ -142,60 +148,70 @@ def warn_of_like_classes(classes: Iterable[str]) -> None:
     for _, group in groupby(sorted(classes, key=lambda name: (likeness(name), name)), key=likeness):
         for one, other in combinations(group, 2):
             log.warning(
-                "classes %s and %s look alike and stay two; write them alike if they are one", *tell(one, other)
+                "classes %s and %s look alike and stay two; write them alike if they are one", *quote_both(one, other)
             )
 
 
-def tell(one: str, other: str) -> tuple[str, str]:
-    """Two texts in quotation marks, so that what differs between them shows."""
+def quote_both(one: str, other: str) -> tuple[str, str]:
+    """Two texts in quotation marks; where they differ by other letters than ASCII, with escapes that show these."""
     if all(letter.isascii() for letter in set(one) ^ set(other)):
         return repr(one), repr(other)
     return ascii(one), ascii(other)
 
 
-def shown_classes(classes: Counter[str]) -> str:
-    """Classes with the number of their rows, for the log; only how many classes there are where there are many."""
-    if len(classes) > _CLASSES_SHOWN:
+def format_classes(classes: Counter[str]) -> str:
+    """Classes with the number of their rows, for the log; where there are many, only the number of classes."""
+    if len(classes) > _MOST_CLASSES:
         return f"{len(classes)} classes"
-    return shown_list([f"{_cut(name)} {rows}" for name, rows in sorted(classes.items())]) or "none"
+    return format_list([f"{_cut(name)} {rows}" for name, rows in sorted(classes.items())]) or "none"
 
 
 def _cut(text: str) -> str:
-    return repr(text[:_LETTERS_SHOWN])
+    return repr(text[:_MOST_LETTERS])
 
 
-def shown_list(items: Sequence[str]) -> str:
-    more = len(items) - _CLASSES_SHOWN
-    return ", ".join(items[:_CLASSES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+def format_list(items: Sequence[str]) -> str:
+    """The first items, and the number of the others."""
+    more = len(items) - _MOST_CLASSES
+    return ", ".join(items[:_MOST_CLASSES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _known(header: Sequence[str]) -> list[str]:
-    """The known columns that a header names; each name as often as it is there."""
+    """The known columns that a header names, with repetitions."""
     return [name for name in map(_column, header) if name]
 
 
 def _column(name: str) -> str:
-    """The known column that a name of a header means, in another letter case or with other blanks; else empty."""
+    """The known column that a name of a header means, whatever its letter case and blanks; else empty."""
     name = _INSIDE.sub("", name).removeprefix(_MARK_AS_TEXT)
     letters = re.sub(r"[\s_-]", "", unicodedata.normalize("NFKC", name)).casefold()
     return {column.replace("_", ""): column for column in COLUMNS}.get(letters, "")
 
 
 def _places(header: Sequence[str], uri: str) -> dict[str, int]:
-    """Where each known column is."""
-    found = _known(header)
-    for column in sorted(set(found)):
-        if found.count(column) > 1:
-            raise UsageError(f"{uri}: column {column} is there {found.count(column)} times; keep one of them")
-    if not {"file", "image_id"} & set(found):
+    """Index of each known column.
+
+    Raises:
+        UsageError: a column is missing, or is there several times.
+    """
+    columns = _known(header)
+    for column in sorted(set(columns)):
+        if columns.count(column) > 1:
+            raise UsageError(f"{uri}: column {column} is there {columns.count(column)} times; keep one of them")
+    if not {"file", "image_id"} & set(columns):
         raise UsageError(f"{uri}: column file is missing; the header must name file (or image_id) and label")
-    if "label" not in found:
+    if "label" not in columns:
         raise UsageError(f"{uri}: column label is missing; the header must name file (or image_id) and label")
     return {_column(name): place for place, name in enumerate(header) if _column(name)}
 
 
 def _rows(table: Table, places: dict[str, int], uri: str) -> Iterator[LabelRow]:
-    values: dict[tuple[bool, str], str | None] = {}  # of the few different texts of the columns beside the names
+    """The rows of a table that are not empty and do not repeat the header.
+
+    Raises:
+        UsageError: a row has more values than the header.
+    """
+    values: dict[tuple[bool, str], str | None] = {}  # a cache: these columns have few different texts
     width = len(table.header)
     for line, cells in table.records:
         if any(map(_text, cells[width:])):
@@ -208,7 +224,7 @@ def _rows(table: Table, places: dict[str, int], uri: str) -> Iterator[LabelRow]:
             place = places.get(column, len(cells))
             text = _text(cells[place]) if place < len(cells) else ""
             if column in ("file", "image_id"):
-                row[column] = None if stripped(text).casefold() in _NONE else text
+                row[column] = None if strip_blanks(text).casefold() in _NONE else text
             else:
                 key = column == "patient_id", text
                 if key not in values:
@@ -220,8 +236,8 @@ def _rows(table: Table, places: dict[str, int], uri: str) -> Iterator[LabelRow]:
 
 
 def _value(column: str, text: str) -> str | None:
-    """What a text in one of the columns beside the names says; labels are left as they are written."""
-    bare = stripped(text).casefold()
+    """The value that a text in ``label``, ``patient_id`` or ``site`` means; a label stays as it is written."""
+    bare = strip_blanks(text).casefold()
     if bare in _NONE or (column == "patient_id" and bare in _NO_PATIENT):
         return None
     return text if column == "label" else normal_form(text)
@@ -241,7 +257,7 @@ def _text(cell: Any) -> str:
 def _decimal_comma(written: Sequence[str | None], table: Table) -> dict[str, str]:
     """Labels such as ``1,0`` as numbers, where a comma does not separate and all labels are whole numbers."""
     texts = {text for text in written if text is not None}
-    matches = {text: _WHOLE_WITH_COMMA.fullmatch(stripped(text)) for text in texts}
+    matches = {text: _WHOLE_WITH_COMMA.fullmatch(strip_blanks(text)) for text in texts}
     if table.separator in ("", ",") or not all(matches.values()):
         return {}
     return {text: match.group(1) for text, match in matches.items() if match}

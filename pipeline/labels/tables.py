@@ -1,7 +1,7 @@
-"""The formats that label tables come in: CSV of any dialect, Parquet, Excel; each as records of cells.
+"""Reads tables in the formats of label files: CSV of any dialect, Parquet and Excel.
 
-Nothing here knows what a cell means. An error names the line or the row, never its content, which may identify a
-patient.
+This module does not know what a cell means. An error names the line or the row, never its content, which may identify
+a patient.
 """
 
 import codecs
@@ -23,27 +23,27 @@ from medfocus.pipeline.errors import UsageError
 
 SEPARATORS = (",", ";", "\t", "|")
 _SEPARATOR_NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
-# Excel's own way to name the separator, alone on the first line.
+# Excel names the separator in a first line of its own.
 _SEPARATOR_LINE = re.compile(r'\ufeff*"?sep=(.)"?[,;\t|]*\s*', re.IGNORECASE)
-# csv takes a blank between a closing quotation mark and the separator for an error.
+# The csv module refuses a blank between a closing quotation mark and the separator.
 _BLANK_AFTER_QUOTE = re.compile(r'" +(?=[,;\t|\r\n]|$)')
 _UTF8_CHARACTER = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
 _NOT_ASCII = re.compile(rb"[\x80-\xff]")
-# A report text of more characters than csv's own limit is nothing unusual.
+# The text of a report may be longer than the csv module's own limit.
 _LONGEST_CELL = min(sys.maxsize, 2**31 - 1)
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table as it was read.
+    """A table.
 
     Args:
         header: names of the columns, as they are written.
-        records: each with the number of its first line (of its row, in Parquet and Excel), from 1 on, and its cells; a
-            record may be shorter than the header.
-        format: what was understood, for a person: format, encoding, separator.
-        warning: what is doubtful about that; empty where nothing is.
-        separator: of the cells of a CSV file; empty in the other formats.
+        records: for each record, the number of its first line (in Parquet and Excel, of its row), from 1, and its
+            cells; a record may be shorter than the header.
+        format: format, encoding and separator, for a person.
+        warning: a doubt about these; empty where there is none.
+        separator: separator of the cells of a CSV file; empty in the other formats.
     """
 
     header: Sequence[str]
@@ -54,16 +54,16 @@ class Table:
 
 
 def read_table(content: bytes, uri: str, known: Callable[[Sequence[str]], int]) -> Table:
-    """Read a table, whose format its first bytes show.
+    """Read a table; its first bytes show the format.
 
     Args:
-        content: of the file.
-        uri: of the file, for messages.
-        known: how many of a header's columns are known; the separator is the one that makes most of them known.
+        content: content of the file.
+        uri: URI of the file, for messages.
+        known: counts the known columns of a header; of several separators, the one with most known columns is taken.
 
     Raises:
         UsageError: the file is of another format, broken, or not text. Errors in later lines of a CSV file are raised
-            while its records are read.
+            while the records are read.
     """
     if content.startswith(b"PAR1"):
         return _read_parquet(content, uri, known)
@@ -76,6 +76,7 @@ def read_table(content: bytes, uri: str, known: Callable[[Sequence[str]], int]) 
 
 
 def _read_csv(content: bytes, uri: str, known: Callable[[Sequence[str]], int]) -> Table:
+    """Read CSV text in any encoding, with any separator."""
     encoding, warning = _encoding(content, uri)
 
     def lines() -> io.TextIOWrapper:
@@ -100,16 +101,16 @@ def _read_csv(content: bytes, uri: str, known: Callable[[Sequence[str]], int]) -
     if not headers and failure is not None:
         raise failure
     separator = max(headers, key=lambda candidate: known(headers[candidate]))  # the first of equals
-    read = records(separator)
-    next(read, None)
+    rest = records(separator)
+    next(rest, None)
     name = _SEPARATOR_NAMES.get(separator, repr(separator))
-    return Table(headers[separator], read, f"CSV, {encoding}, separated by {name}", warning, separator)
+    return Table(headers[separator], rest, f"CSV, {encoding}, separated by {name}", warning, separator)
 
 
 def _records(stream: io.TextIOWrapper, separator: str, uri: str, skipped: int) -> Iterator[tuple[int, list[str]]]:
     """Records that are not blank, each with the number of its first line. Lines end in LF, CRLF or CR."""
     csv.field_size_limit(_LONGEST_CELL)
-    # A byte order mark may begin any line of files that were put together.
+    # A byte order mark may begin any line where several files were joined.
     lines = (_BLANK_AFTER_QUOTE.sub('"', line.lstrip("\ufeff")) for line in stream)
     reader = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
     while True:
@@ -128,20 +129,22 @@ def _records(stream: io.TextIOWrapper, separator: str, uri: str, skipped: int) -
 
 
 def _encoding(content: bytes, uri: str) -> tuple[str, str]:
-    """Encoding of a text, and what is doubtful about it.
+    """Encoding of a text, and a warning where it is a guess.
 
-    A byte order mark and the place of zero bytes tell UTF-16 and UTF-32. What is not UTF-8 is taken for the 8-bit
-    encoding that spreadsheets write where nobody asks for UTF-8: that of Macintosh where lines end in CR, else that of
-    Windows.
+    A byte order mark and the position of zero bytes show UTF-16 and UTF-32. Any text that is not UTF-8 is read in the
+    8-bit encoding that spreadsheets write by default: that of Macintosh where lines end in CR, else that of Windows.
+
+    Raises:
+        UsageError: the content is in no encoding, or is not text.
     """
-    # The function with which json.loads tells the encoding of bytes; it looks at the first four.
+    # json.loads detects the encoding of bytes by this function, from the first four.
     encoding = json.detect_encoding(content)
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
         if encoding != "utf-8":
-            told = f"line {_line(content, error.start, encoding)} is not {encoding}; save the file as UTF-8"
-            raise UsageError(f"{uri}: {told}") from error
+            line = _line(content, error.start, encoding)
+            raise UsageError(f"{uri}: line {line} is not {encoding}; save the file as UTF-8") from error
         return _eight_bit(content, error.start, uri)
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
@@ -150,6 +153,11 @@ def _encoding(content: bytes, uri: str) -> tuple[str, str]:
 
 
 def _eight_bit(content: bytes, first: int, uri: str) -> tuple[str, str]:
+    """The 8-bit encoding of a text, and a warning that it is a guess.
+
+    Raises:
+        UsageError: most letters beyond ASCII are UTF-8, so that single bytes are damaged.
+    """
     rest, characters = _UTF8_CHARACTER.subn(b"", content)
     if characters >= len(_NOT_ASCII.findall(rest)):
         raise UsageError(
@@ -170,6 +178,7 @@ def _line(content: bytes, position: int, encoding: str) -> int:
 
 
 def _read_parquet(content: bytes, uri: str, known: Callable[[Sequence[str]], int]) -> Table:
+    """Read the known columns of a Parquet file."""
     try:
         file = pq.ParquetFile(pa.BufferReader(content))
         names = [name for name in file.schema_arrow.names if known([name])]
@@ -189,7 +198,7 @@ def _read_parquet(content: bytes, uri: str, known: Callable[[Sequence[str]], int
 
 
 def _read_excel(content: bytes, uri: str, known: Callable[[Sequence[str]], int]) -> Table:
-    """The first sheet whose first filled row has most known columns; the values of formulas as they were saved."""
+    """Read the sheet whose first filled row has most known columns; of formulas, the values that were saved."""
     try:
         from openpyxl import load_workbook
     except ImportError as error:
@@ -214,7 +223,7 @@ def _text(cell: Any) -> str:
 
 def _rows(sheet: Any) -> Iterator[tuple[int, Sequence[Any]]]:
     """Rows of a sheet that are not blank, each with its number."""
-    sheet.reset_dimensions()  # what other programs write there is not always true
+    sheet.reset_dimensions()  # other programs may write wrong dimensions
     for number, cells in enumerate(sheet.iter_rows(values_only=True), start=1):
         if any(_text(cell).strip() for cell in cells):
             yield number, cells

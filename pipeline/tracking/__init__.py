@@ -1,1 +1,1 @@
-"""Runs in MLflow, and the store that keeps them."""
+"""MLflow runs, and the tracking store that keeps them."""

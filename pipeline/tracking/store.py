@@ -1,8 +1,8 @@
-"""The tracking store: where it is, the first connection to it, and a store that has moved with its folder.
+"""The tracking store: its URI, the connection to it, and what happens when its folder moves.
 
-The embedded store is SQLite in the work folder, with the files of its runs beside it. Its tables are made in a draft
-that is renamed when it is whole: a command that is killed meanwhile leaves nothing behind, and one that starts at the
-same time waits.
+The embedded store is an SQLite database in the work folder, with the files of its runs beside it. Its tables are
+created in a draft, which is renamed when it is complete. A command that is killed meanwhile leaves no broken database
+behind. A command that starts meanwhile waits.
 """
 
 import logging
@@ -35,23 +35,23 @@ from medfocus.pipeline.errors import MedFocusError
 T = TypeVar("T")
 
 _DATABASE, _ARTIFACTS = "mlflow.db", "mlartifacts"
-# Seconds that a command waits for another one to make the store, which takes a few, and for a store that is busy.
+# Seconds that a command waits while another one creates the store, which takes a few, and while the store is busy.
 _LONGEST_START, _LONGEST_BUSY = 180.0, 60.0
-# What the later of two writers at the same moment is told; at its next try it finds what the other one has written.
+# Errors of the later of two writers at the same moment; its next attempt finds what the other one has written.
 _COLLISION = re.compile(
     r"UNIQUE constraint|duplicate (key|column)|Duplicate entry|(table|relation) \S+ already exists"
     r"|database (table )?is locked|deadlock",
     re.IGNORECASE,
 )
-# Columns of MLflow's tables that name places of files.
-_PLACES = (
+# Columns of MLflow's tables that hold paths of files.
+_PATH_COLUMNS = (
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
     ("model_versions", "source"),
     ("model_versions", "storage_location"),
     ("logged_models", "artifact_location"),
 )
-# How a database without its driver is mended: the extra to install and the scheme that names its driver.
+# For a database whose driver is not installed: the extra to install, and the URI scheme that names its driver.
 _DRIVERS = {"postgresql": ("postgres", "postgresql+pg8000"), "mysql": ("mysql", "mysql+pymysql")}
 _MENDS = (
     (r"error code 40[13]\b", "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to a user who may do that"),
@@ -64,24 +64,24 @@ _MENDS = (
 
 
 class TrackingError(MedFocusError):
-    """A tracking store that cannot be used; the message names it and the mend."""
+    """The tracking store cannot be used; the message names the store and the mend."""
 
 
 def tracking_uri(config: Config) -> str:
-    """``MLFLOW_TRACKING_URI``, else SQLite in the work folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(_own_database(config))
+    """The URI of the store: ``MLFLOW_TRACKING_URI``, else that of the SQLite database in the work folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(_embedded_database(config))
 
 
 def shown_uri(config: Config) -> str:
-    """The store's URI without the credentials it may hold."""
+    """The URI of the store without the credentials that it may contain, for messages."""
     return without_credentials(tracking_uri(config))
 
 
 def sqlite_uri(database: Path) -> str:
-    """The URI of an SQLite database, quoted where its path holds what means something in a URI.
+    """The URI of an SQLite database; characters of the path that have a meaning in a URI are quoted.
 
-    Of a URI that begins with ``sqlite:///`` MLflow makes the folder as it is written, quotes and all; of one that names
-    the driver it does not.
+    A quoted URI names the driver: for a URI that begins with ``sqlite:///``, MLflow creates the folder, and takes the
+    quoted characters literally.
     """
     plain = f"sqlite:///{database}"
     if sqlalchemy.make_url(plain).database == str(database):
@@ -90,22 +90,30 @@ def sqlite_uri(database: Path) -> str:
 
 
 def connect(config: Config) -> str:
-    """Point MLflow at the store and make the experiment if needed; returns the experiment's id.
+    """Connect MLflow to the store, and create the experiment if needed.
+
+    Args:
+        config: ``tracking`` names the experiment, ``work`` the folder of the embedded store.
+
+    Returns:
+        The id of the experiment.
 
     Raises:
         TrackingError: the store does not answer, cannot be written, or its experiment has been deleted.
     """
-    _quiet()
+    _configure_mlflow()
     uri, name = tracking_uri(config), config.tracking.experiment
-    given = "MLFLOW_TRACKING_URI" in os.environ
+    from_environment = "MLFLOW_TRACKING_URI" in os.environ
     mlflow.set_tracking_uri(uri)
-    if not given:  # MLflow writes it there, where the next command of this process would take it for the user's wish
+    if (
+        not from_environment
+    ):  # MLflow sets the variable, which the next command of this process would take for the user's
         os.environ.pop("MLFLOW_TRACKING_URI", None)
-    artifacts = _prepare(uri, config)
+    artifacts = _prepare_database(uri, config)
     experiment = attempt(lambda: mlflow.get_experiment_by_name(name))
-    if artifacts is not None and _is_own(uri, config):
-        attempt(lambda: _follow_move(_own_database(config), artifacts))
-    experiment = experiment or attempt(lambda: _make_experiment(name, artifacts))
+    if artifacts is not None and _is_embedded(uri, config):
+        attempt(lambda: _relocate(_embedded_database(config), artifacts))
+    experiment = experiment or attempt(lambda: _create_experiment(name, artifacts))
     if experiment.lifecycle_stage == LifecycleStage.DELETED:
         raise TrackingError(
             f"MLflow at {shown_uri(config)}: experiment {name} was deleted; restore it (mlflow experiments restore"
@@ -115,7 +123,10 @@ def connect(config: Config) -> str:
 
 
 def attempt(call: Callable[[], T]) -> T:
-    """The result of a call to MLflow; where two commands write at the same moment, it is made again.
+    """The result of a call to MLflow; while another command writes at the same time, it is retried for up to a minute.
+
+    Args:
+        call: the call, without arguments.
 
     Raises:
         TrackingError: the call fails; one line with the mend.
@@ -132,30 +143,41 @@ def attempt(call: Callable[[], T]) -> T:
 
 
 def _tracking_error(error: Exception) -> TrackingError:
-    """What an error of MLflow means and how it is mended, in one line without credentials."""
+    """The cause of an error of MLflow and its mend, in one line without credentials."""
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    said = re.sub(r"^\([\w.]+\) ", "", one_line(without_credentials(text)))
-    said = re.sub(r" failed with exception .*: ([^:]+?)['\")]*$", r" failed: \1", said)
-    said = re.sub(r"^\{.*'M': (['\"])(.*?)\1[,}].*$", r"\2", said)  # PostgreSQL's message among its fields
-    found = (mend for pattern, mend in _MENDS if re.search(pattern, said))
-    mend = next(found, "start the server or correct MLFLOW_TRACKING_URI")
-    shown = without_credentials(mlflow.get_tracking_uri())
-    return TrackingError(f"MLflow at {shown}: {said[:300]}; {mend}")
+    cause = re.sub(r"^\([\w.]+\) ", "", one_line(without_credentials(text)))
+    cause = re.sub(r" failed with exception .*: ([^:]+?)['\")]*$", r" failed: \1", cause)
+    cause = re.sub(r"^\{.*'M': (['\"])(.*?)\1[,}].*$", r"\2", cause)  # PostgreSQL's message among its fields
+    mends = (mend for pattern, mend in _MENDS if re.search(pattern, cause))
+    mend = next(mends, "start the server or correct MLFLOW_TRACKING_URI")
+    uri = without_credentials(mlflow.get_tracking_uri())
+    return TrackingError(f"MLflow at {uri}: {cause[:300]}; {mend}")
 
 
-def _quiet() -> None:
-    """What fails in MLflow is raised; its warnings, links and traces beside that are for nobody."""
+def _configure_mlflow() -> None:
+    """Switch off MLflow's log, links and progress bars, since its errors are raised, and shorten its retries."""
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    # A store that is down is told after seconds, not after MLflow's minutes of retries.
+    # MLflow's own defaults retry for minutes where a server is down.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 
 
-def _prepare(uri: str, config: Config) -> str | None:
-    """Make sure that a database can be used; returns where the files of its runs go, None where a server decides."""
+def _prepare_database(uri: str, config: Config) -> str | None:
+    """Check that a database can be used, and create an SQLite database that does not exist yet.
+
+    Args:
+        uri: URI of the store.
+        config: ``work`` is the folder for the files of runs.
+
+    Returns:
+        The URI of the folder for the files of runs; None where a server decides it.
+
+    Raises:
+        TrackingError: the database cannot be used.
+    """
     kind, _, driver = urlparse(uri).scheme.partition("+")
     if kind in ("", "file") and is_local_uri(uri) and not MLFLOW_ALLOW_FILE_STORE.get():
         raise TrackingError(
@@ -176,31 +198,31 @@ def _prepare(uri: str, config: Config) -> str | None:
         ) from error
     except SQLAlchemyError as error:
         raise _tracking_error(error) from error
-    artifacts = _folder(Path(config.work).absolute()) / _ARTIFACTS if kind == "sqlite" else None
-    place = engine.url.database
-    if artifacts is not None and place and place != ":memory:" and not _holds_something(Path(place)):
-        _make_database(Path(place).absolute(), artifacts.as_uri())
+    artifacts = _make_folder(Path(config.work).absolute()) / _ARTIFACTS if kind == "sqlite" else None
+    file = engine.url.database
+    if artifacts is not None and file and file != ":memory:" and not _has_content(Path(file)):
+        _create_database(Path(file).absolute(), artifacts.as_uri())
     attempt(lambda: engine.connect().close())
     engine.dispose()
     return artifacts.as_uri() if artifacts is not None else None
 
 
-def _holds_something(file: Path) -> bool:
+def _has_content(file: Path) -> bool:
     return file.exists() and file.stat().st_size > 0
 
 
-def _make_database(database: Path, artifacts: str) -> None:
-    """Make MLflow's tables; whoever comes meanwhile waits, and finds them."""
-    # Takes most of a second to import, which users of a server need not wait.
+def _create_database(database: Path, artifacts: str) -> None:
+    """Create a database with MLflow's tables; other commands wait until it exists."""
+    # The import takes most of a second, and users of a server do not need it.
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    _folder(database.parent)
+    _make_folder(database.parent)
     try:
         with FileLock(database.with_name(f".{database.name}.lock"), timeout=_LONGEST_START):
-            if _holds_something(database):
+            if _has_content(database):
                 return
             draft = database.with_name(f".{database.name}.draft")
-            draft.unlink(missing_ok=True)  # of a command that was killed
+            draft.unlink(missing_ok=True)  # left by a command that was killed
             attempt(lambda: SqlAlchemyStore(sqlite_uri(draft), artifacts).engine.dispose())
             draft.replace(database)
     except Timeout as error:
@@ -212,8 +234,8 @@ def _make_database(database: Path, artifacts: str) -> None:
         raise _tracking_error(error) from error
 
 
-def _folder(path: Path) -> Path:
-    """The folder, made if needed."""
+def _make_folder(path: Path) -> Path:
+    """The folder, which is created if needed."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -223,8 +245,8 @@ def _folder(path: Path) -> Path:
     return path
 
 
-def _own_database(config: Config) -> Path:
-    """The embedded store's file."""
+def _embedded_database(config: Config) -> Path:
+    """The path of the embedded store."""
     path = Path(config.work).absolute() / _DATABASE
     try:
         str(path).encode()
@@ -233,41 +255,46 @@ def _own_database(config: Config) -> Path:
     return path
 
 
-def _is_own(uri: str, config: Config) -> bool:
-    return sqlalchemy.make_url(uri).database == str(_own_database(config))
+def _is_embedded(uri: str, config: Config) -> bool:
+    return sqlalchemy.make_url(uri).database == str(_embedded_database(config))
 
 
-def _make_experiment(name: str, artifacts: str | None) -> Experiment:
+def _create_experiment(name: str, artifacts: str | None) -> Experiment:
     try:
         mlflow.create_experiment(name, artifact_location=artifacts)
     except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":  # made by another command at the same moment
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another command created it at the same moment
             raise
     return mlflow.get_experiment_by_name(name)
 
 
-def _follow_move(database: Path, artifacts: str) -> None:
-    """Let the places of files that the store names follow the work folder, where that was moved or copied.
+def _relocate(database: Path, artifacts: str) -> None:
+    """Update the paths of files in the embedded store where the work folder has been moved or copied.
 
-    MLflow keeps absolute paths only. A place that still exists stays, unless its files have come along in a copy.
+    MLflow keeps absolute paths only. A path that still exists stays, unless a copy of the work folder has its files
+    too.
+
+    Args:
+        database: path of the embedded store.
+        artifacts: URI of the folder of its files.
     """
-    here = _local_folder(artifacts)
+    new = _local_folder(artifacts)
     with closing(sqlite3.connect(database, timeout=20)) as connection:
-        found = connection.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall()
-        matches = (re.match(rf"file://.*/{_ARTIFACTS}(?=/|$)", place or "") for (place,) in found)
+        locations = connection.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall()
+        matches = (re.match(rf"file://.*/{_ARTIFACTS}(?=/|$)", location or "") for (location,) in locations)
         roots = {match[0] for match in matches if match}
         for root in sorted(roots - {artifacts}):
-            there = _local_folder(root)
-            if there.exists() and (not here.exists() or there.samefile(here)):
+            old = _local_folder(root)
+            if old.exists() and (not new.exists() or old.samefile(new)):
                 continue
-            for table, column in _PLACES:
+            for table, column in _PATH_COLUMNS:
                 connection.execute(
                     f"UPDATE {table} SET {column} = ? || substr({column}, ?)"
                     f" WHERE {column} = ? OR substr({column}, 1, ?) = ?",
                     (artifacts, len(root) + 1, root, len(root) + 1, f"{root}/"),
                 )
             connection.commit()
-            event("the work folder has moved, and its runs and models with it", work=here.parent)
+            event("the work folder has moved, and its runs and models with it", work=new.parent)
 
 
 def _local_folder(uri: str) -> Path:

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 
 import ray
-from ray.data import DataContext
 from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
+from medfocus.cluster.data_context import rows_in_order
 from medfocus.cluster.resources import Share
 from medfocus.pipeline.config import Config
 from medfocus.pipeline.console.causes import reason
@@ -24,6 +24,7 @@ FOLDER = "training"
 _KEPT_IN_MEMORY = 0.05
 
 
+@rows_in_order()  # the same seed gives the same batches
 def fit(
     config: Config,
     settings: PromptSettings,
@@ -95,7 +96,6 @@ def _datasets(
     names = folder.files(".parquet")
     all_folds = frozenset(folds.values())
     parts = {"rows": all_folds} if kept else {"training": all_folds - {0}, "held_out": frozenset({0})}
-    DataContext.get_current().execution_options.preserve_order = True  # the same seed gives the same batches
     datasets = {}
     for part, part_folds in parts.items():
         files = ray.data.from_items([{"name": name} for name in names], override_num_blocks=len(names))

@@ -1,4 +1,4 @@
-"""JPEG 2000: JP2 files and bare codestreams."""
+"""The reader of JPEG 2000 (ITU-T T.800): JP2 files, and codestreams without the boxes of a file."""
 
 import struct
 from collections.abc import Iterator
@@ -7,26 +7,27 @@ from dataclasses import dataclass
 import imagecodecs
 import numpy as np
 
-from medfocus.stages.formats.codec import decoded
+from medfocus.stages.formats.codec import decode_samples
 from medfocus.stages.formats.picture import ImageError, Picture, Raster, check_size, rgb_of_cmyk
 
 _SIZE = b"\xff\x4f\xff\x51"
 _END = b"\xff\xd9"
-# Values of a JP2's enumerated colour space.
+# Enumerated colour spaces of a JP2's colour specification box.
 _CMYK, _LAB, _SYCC = 12, 14, 18
 
 
 @dataclass(frozen=True)
 class Header:
-    """What boxes and codestream say before decoding.
+    """The header of a JPEG 2000, from its boxes and its codestream.
 
-    Args:
-        width, height: in pixels.
-        bits: of the first component.
-        components: in the codestream.
-        colour_space: enumerated colour space of the JP2, 0 where it names none.
-        opacity: index of the channel of opacity, if there is one, and whether colours are multiplied by it.
-        premultiplied: whether they are.
+    Attributes:
+        width: in pixels.
+        height: in pixels.
+        bits: bits of a sample of the first component.
+        components: components in the codestream.
+        colour_space: enumerated colour space of the JP2; 0 where it names none.
+        opacity: index of the opacity channel; None where there is none.
+        premultiplied: whether the colours are multiplied by the opacity.
         subsampled: whether a component is smaller than the image.
     """
 
@@ -43,6 +44,10 @@ class Header:
 def read_jpeg_2000(content: bytes, max_pixels: int) -> Picture:
     """Decode a JP2 file or a codestream with OpenJPEG.
 
+    Args:
+        content: the bytes of the file.
+        max_pixels: most pixels that may be decoded.
+
     Raises:
         ImageError: Undecodable, Truncated, Unsupported, TooManyPixels or NothingShown.
     """
@@ -57,20 +62,21 @@ def read_jpeg_2000(content: bytes, max_pixels: int) -> Picture:
         what = "CIELab" if header.colour_space == _LAB else f"{header.components} components"
         raise ImageError("Unsupported", f"a JPEG 2000 with {what} is not read; convert it to PNG or TIFF")
     try:
-        samples = decoded(imagecodecs.jpeg2k_decode, content, "JPEG 2000", numthreads=1)
+        samples = decode_samples(imagecodecs.jpeg2k_decode, content, "JPEG 2000", numthreads=1)
     except ImageError as error:
         if error.kind == "Undecodable" and _END not in content[-16:]:
             raise ImageError("Truncated", "the JPEG 2000 is truncated: its codestream does not end") from error
         raise
-    return _raster(samples, header).show()
+    return _to_raster(samples, header).to_picture()
 
 
 def header_of(content: bytes) -> Header:
-    """Read the boxes of a JP2 file up to its codestream, and the codestream's size marker.
+    """Read the boxes of a JP2 file up to its codestream, and the size marker of the codestream.
 
     Raises:
-        ImageError: there is no codestream.
-        struct.error, IndexError: the file ends before what it announces.
+        ImageError: there is no codestream, or its size marker is damaged.
+        struct.error: the file is truncated.
+        IndexError: the file is truncated.
     """
     start, colour_space, opacity = 0, 0, None
     if not content.startswith(_SIZE):
@@ -90,7 +96,7 @@ def header_of(content: bytes) -> Header:
         raise ImageError("Undecodable", "the size marker of the JPEG 2000 does not fit its number of components")
     parts = [struct.unpack_from(">3B", content, start + 42 + 3 * part) for part in range(components)]
     if opacity is None and (components == 2 or (components == 4 and colour_space != _CMYK)):
-        opacity = components - 1, False  # as OpenJPEG's own tools take it
+        opacity = components - 1, False  # as in OpenJPEG's own tools
     return Header(
         width=width - left,
         height=height - top,
@@ -104,7 +110,7 @@ def header_of(content: bytes) -> Header:
 
 
 def _boxes(content: bytes, start: int, stop: int) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, start and stop of the content of each box."""
+    """For each box: its kind, and the start and stop offset of its content."""
     while start + 8 <= stop:
         length, kind = struct.unpack_from(">I4s", content, start)
         head = 8
@@ -118,19 +124,21 @@ def _boxes(content: bytes, start: int, stop: int) -> Iterator[tuple[bytes, int, 
 
 
 def _colour_space(content: bytes, start: int) -> int:
+    """The enumerated colour space of a colour specification box; 0 where it has a profile instead."""
     method = content[start]
     return struct.unpack_from(">I", content, start + 3)[0] if method == 1 else 0
 
 
 def _opacity(content: bytes, start: int) -> tuple[int, bool] | None:
-    """Channel of opacity in a channel definition, and whether colours are multiplied by it."""
+    """The opacity channel of a channel definition box, and whether the colours are multiplied by it."""
     (count,) = struct.unpack_from(">H", content, start)
     entries = [struct.unpack_from(">3H", content, start + 2 + 6 * entry) for entry in range(count)]
     return next(((channel, kind == 2) for channel, kind, _ in entries if kind in (1, 2)), None)
 
 
-def _raster(samples: np.ndarray, header: Header) -> Raster:
-    count = samples.shape[2]  # more than the components where the file has a palette
+def _to_raster(samples: np.ndarray, header: Header) -> Raster:
+    """Interpret decoded samples [H, W, C]."""
+    count = samples.shape[2]  # above the number of components where the file has a palette
     unsigned = samples.dtype.kind == "u"
     bits = header.bits if count == header.components else 8 * samples.dtype.itemsize
     full = 2**bits - 1 if bits <= 8 and unsigned else None

@@ -1,13 +1,12 @@
-"""What kind of file some bytes are, from their first bytes alone."""
+"""The media type of a file, from its first bytes alone."""
 
 import re
 import struct
 
-# Kinds of image that the decode stage reads; the last is a JPEG 2000 without the boxes of a file.
+# Media types that the decode stage reads. CODESTREAM is a JPEG 2000 without the boxes of a file.
 PNG, JPEG, TIFF, BMP = "image/png", "image/jpeg", "image/tiff", "image/bmp"
 WEBP, GIF, JPEG2000, CODESTREAM = "image/webp", "image/gif", "image/jp2", "image/j2c"
 
-# Kinds of image that it names and refuses, with their names.
 NOT_READ = {
     "image/heic": "HEIC",
     "image/avif": "AVIF",
@@ -18,6 +17,7 @@ NOT_READ = {
     "image/x-portable-anymap": "PNM",
     "image/vnd.ms-dds": "DDS",
 }
+"""Media types that the decode stage refuses, with the name that the message gives them."""
 
 _SIGNATURES = [
     (b"\x89PNG\r\n\x1a\n", PNG),
@@ -44,7 +44,7 @@ _BRANDS = {
     **dict.fromkeys((b"avif", b"avis"), "image/avif"),
 }
 
-# Files that are often found beside images and are none, or of a kind too vague to be told by a media type.
+# Other files that often lie beside images: offset and bytes of the signature, and the name for a message.
 _OTHERS = [
     (0, b"%PDF", "a PDF document"),
     (0, b"PK\x03\x04", "a ZIP archive"),
@@ -75,20 +75,22 @@ _OTHERS = [
 
 _PNM = re.compile(rb"P[1-6](\s+\d|\s*#)")
 
-# Sizes of the header that follows a BMP file's first 14 bytes; a DIB begins with it.
+# Sizes of the header after the first 14 bytes of a BMP. A DIB begins with this header.
 _BMP_HEADERS = {12, 16, 40, 52, 56, 64, 108, 124}
 
 
 def media_type_of(content: bytes) -> str | None:
-    """Media type of an image, as its first bytes show it.
+    """The media type of an image.
+
+    MPO (a JPEG of a phone that holds further pictures) and JPEG-LS are image/jpeg. A DIB (a BMP without its first 14
+    bytes) is image/bmp. BigTIFF is image/tiff.
 
     Args:
-        content: the file, or its first 64 bytes.
+        content: the bytes of the file, or its first 64.
 
     Returns:
-        That of a kind that the decode stage reads, or of one that it names and refuses (``NOT_READ``); None where the
-        bytes are of no known kind of image. MPO, the JPEG of phones that holds further pictures, and JPEG-LS
-        are image/jpeg; a DIB, which is a BMP without its first 14 bytes, is image/bmp; BigTIFF is image/tiff.
+        A media type that the decode stage reads, or one that it refuses (``NOT_READ``); None where the bytes are not a
+        known kind of image.
     """
     for signature, media_type in _SIGNATURES:
         if content.startswith(signature):
@@ -103,7 +105,7 @@ def media_type_of(content: bytes) -> str | None:
 
 
 def is_dib(content: bytes) -> bool:
-    """Whether the bytes are a BMP without the first 14 bytes: a header of 40 bytes or more that fits together."""
+    """Whether the bytes are a BMP without its first 14 bytes: a consistent header of 40 bytes or more."""
     if len(content) < 40:
         return False
     header, _, _, planes, bits, compression = struct.unpack("<IiiHHI", content[:20])
@@ -111,7 +113,7 @@ def is_dib(content: bytes) -> bool:
 
 
 def other_kind_of(content: bytes) -> str | None:
-    """Name, with its article, of a kind of file often found beside images that has no media type here, or None."""
+    """The name, with its article, of another kind of file (a PDF, a DICOM file); None where it is not known."""
     for offset, signature, name in _OTHERS:
         if content[offset : offset + len(signature)] == signature:
             return name

@@ -1,7 +1,7 @@
-"""From the samples of a decoded image to what a viewer shows of it.
+"""From the samples of a decoded image to the picture that a viewer shows.
 
-The readers of the file formats give a ``Raster`` (samples of any depth, as they are stored, and what they mean) or,
-where Pillow has made 8-bit pixels of them already, a ``Picture``. The rules of display are in ``Raster.show``.
+A reader of a file format returns a ``Picture`` where Pillow has decoded the file to 8-bit pixels. Otherwise it makes a
+``Raster`` (the samples as they are stored, and their meaning), which ``Raster.to_picture`` converts.
 """
 
 from collections.abc import Iterator
@@ -10,16 +10,21 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-# Samples that are worked on at once; bounds what the window and alpha take beside the image itself.
+# Samples in one band of rows. It bounds the memory that the window and alpha take beside the image itself.
 _BAND = 1 << 20
-# Bytes a pixel may have in an image of as many pixels as are allowed: 16 bits of red, green, blue and alpha.
-_BYTES_A_PIXEL = 8
-# Share of the shown samples below the window, and as many above it.
-_CUT = 0.005
+# Bytes of a pixel in an image with the most pixels allowed: 16 bits each of red, green, blue and alpha.
+_BYTES_PER_PIXEL = 8
+# Share of the visible samples below the window, and share above it.
+_CLIPPED_SHARE = 0.005
 
 
 class ImageError(ValueError):
-    """An image that cannot be used; ``kind`` is the error class that quarantine records."""
+    """An image that cannot be decoded.
+
+    Args:
+        kind: the error class that quarantine records, such as ``Undecodable``.
+        message: what is wrong with the image and how to correct it.
+    """
 
     def __init__(self, kind: str, message: str):
         super().__init__(message)
@@ -27,29 +32,34 @@ class ImageError(ValueError):
 
 
 def check_size(width: int, height: int, max_pixels: int, bytes_a_pixel: int = 1) -> None:
-    """Raise ImageError where a header names no pixels, or more of them than may be decoded.
+    """Check the size that a header names, before the image is decoded.
 
     Args:
-        width, height: as the header has them.
-        max_pixels: the limit.
-        bytes_a_pixel: of the samples; above 8, fewer pixels are allowed, so that memory stays within the same bound.
+        width: in pixels.
+        height: in pixels.
+        max_pixels: most pixels that may be decoded.
+        bytes_a_pixel: bytes of the samples of a pixel. Above 8, fewer pixels are allowed, so that memory has the same
+            bound.
+
+    Raises:
+        ImageError: Undecodable where the header names no pixels, TooManyPixels where it names too many.
     """
     if width <= 0 or height <= 0:
         raise ImageError("Undecodable", f"the header names {width} x {height} pixels")
     if width * height > max_pixels:
         raise ImageError("TooManyPixels", f"{width} x {height} pixels, the limit is {max_pixels}")
-    if width * height * bytes_a_pixel > max_pixels * _BYTES_A_PIXEL:
-        bound = f"the limit is {max_pixels} of {_BYTES_A_PIXEL} bytes"
+    if width * height * bytes_a_pixel > max_pixels * _BYTES_PER_PIXEL:
+        bound = f"the limit is {max_pixels} of {_BYTES_PER_PIXEL} bytes"
         raise ImageError("TooManyPixels", f"{width} x {height} pixels of {bytes_a_pixel} bytes each, {bound}")
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image of 8 bits as it is shown, but for its orientation.
+    """An 8-bit image as a viewer shows it, before its orientation is applied.
 
-    Args:
-        layers: one image of mode L or RGB, or three of mode L: red, green and blue. All are [height, width] as stored.
-        orientation: value of the EXIF tag 274 that is still to be applied, 1 to 8; any other counts as 1.
+    Attributes:
+        layers: one image of mode L or RGB, or three of mode L (red, green and blue), of the size as stored.
+        orientation: value of the EXIF tag 274 that is still to be applied, 1 to 8; any other value counts as 1.
     """
 
     layers: tuple[Image.Image, ...]
@@ -62,25 +72,33 @@ class Picture:
         return (height, width) if self.orientation in (5, 6, 7, 8) else (width, height)
 
     def square(self, side: int) -> np.ndarray:
-        """The upright image, squashed to a square: uint8 [side, side, C], C is 1 where it is grey, else 3."""
-        squashed = [np.asarray(layer.resize((side, side), Image.Resampling.BILINEAR)) for layer in self.layers]
-        pixels = np.dstack(squashed) if squashed[0].ndim == 2 else squashed[0]
+        """The upright image resized to a square.
+
+        Args:
+            side: side of the square in pixels.
+
+        Returns:
+            Uint8 [side, side, C]; C is 1 where the image is grey, else 3.
+        """
+        resized = [np.asarray(layer.resize((side, side), Image.Resampling.BILINEAR)) for layer in self.layers]
+        pixels = np.dstack(resized) if resized[0].ndim == 2 else resized[0]
         if pixels.shape[2] == 3 and np.array_equal(pixels[..., 0], pixels[..., 1]):
             pixels = pixels[..., :1] if np.array_equal(pixels[..., 1], pixels[..., 2]) else pixels
-        return _upright(pixels, self.orientation)
+        return _turn_upright(pixels, self.orientation)
 
 
 @dataclass(frozen=True)
 class Raster:
-    """The samples of one image as they are stored.
+    """The samples of one image as they are stored, and their meaning.
 
-    Args:
+    Attributes:
         samples: [H, W, C] of any real type; C is 1 for grey, 3 for red, green and blue.
-        full: the sample that is white, where samples are shown by their value (8 bits and fewer); None: by a window.
-        alpha: opacity [H, W], if there is one.
+        full: the sample value that is white, for samples that are displayed by value (8 bits and fewer); None for
+            samples that are windowed.
+        alpha: opacity [H, W]; None where there is none.
         opaque: the value of ``alpha`` that is full opacity.
-        premultiplied: the samples are multiplied by their opacity already.
-        white_is_zero: the smallest sample is white, the largest black.
+        premultiplied: whether the samples are multiplied by their opacity.
+        white_is_zero: whether the smallest sample is white and the largest black.
         orientation: value of the EXIF tag 274.
     """
 
@@ -92,15 +110,15 @@ class Raster:
     white_is_zero: bool = False
     orientation: int = 1
 
-    def show(self) -> Picture:
-        """The image as a viewer shows it, at 8 bits, on black.
+    def to_picture(self) -> Picture:
+        """Convert the samples to the 8-bit image that a viewer shows, blended with black by the opacity.
 
-        Samples of 8 bits and fewer are shown by their value. Others are windowed, in one window for all channels,
-        from the 0.5th to the 99.5th percentile of the finite samples of pixels that are not fully transparent. NaN is
-        black; infinite values are black or white.
+        Samples of 8 bits and fewer are displayed by value. Others are windowed from the 0.5th to the 99.5th percentile
+        of the finite samples of pixels that are not fully transparent; all channels share one window. NaN is black.
+        Infinite values are black or white.
 
         Raises:
-            ImageError: NotFinite or NothingShown.
+            ImageError: NotFinite where no sample is finite, NothingShown where every pixel is fully transparent.
         """
         if self.samples.dtype == np.uint8 and self.full == 255 and self.alpha is None and not self.white_is_zero:
             pixels = np.ascontiguousarray(self.samples[..., 0] if self.samples.shape[2] == 1 else self.samples)
@@ -111,22 +129,23 @@ class Raster:
         height, width, channels = self.samples.shape
         planes = np.empty((channels, height, width), np.uint8)
         for rows in self._bands():
-            values, opacity = self._straight(rows)
+            values, opacity = self._unpremultiply(rows)
             with np.errstate(all="ignore"):  # infinite values, and a window of no width
-                shown = _scaled(values, low, high)
-            shown = 1 - shown if self.white_is_zero else shown
-            shown = np.nan_to_num(shown, copy=False)
-            shown = shown * opacity[..., None] if opacity is not None else shown
-            planes[:, rows] = np.moveaxis(np.round(shown * 255).astype(np.uint8), 2, 0)
+                brightness = _scale(values, low, high)
+            brightness = 1 - brightness if self.white_is_zero else brightness
+            brightness = np.nan_to_num(brightness, copy=False)
+            brightness = brightness * opacity[..., None] if opacity is not None else brightness
+            planes[:, rows] = np.moveaxis(np.round(brightness * 255).astype(np.uint8), 2, 0)
         return Picture(tuple(Image.fromarray(plane) for plane in planes), self.orientation)
 
     def _bands(self) -> Iterator[slice]:
+        """Slices of rows that together are the image."""
         height, width, channels = self.samples.shape
         step = max(1, _BAND // (width * channels))
         return (slice(start, start + step) for start in range(0, height, step))
 
-    def _straight(self, rows: slice) -> tuple[np.ndarray, np.ndarray | None]:
-        """Samples of some rows without the multiplication by opacity, and the opacity in 0..1 if there is one."""
+    def _unpremultiply(self, rows: slice) -> tuple[np.ndarray, np.ndarray | None]:
+        """The samples of some rows, not multiplied by the opacity, and the opacity in 0..1 if there is one."""
         values = self.samples[rows]
         if self.alpha is None:
             return values, None
@@ -137,31 +156,39 @@ class Raster:
         return values, opacity
 
     def _window(self) -> tuple[float, float]:
-        """The 0.5th and the 99.5th percentile (numpy's linear ones) of what is shown."""
-        count = sum(len(values) for values in self._finite())
+        """The 0.5th and the 99.5th percentile of the visible samples, interpolated linearly as numpy does."""
+        count = sum(len(values) for values in self._finite_samples())
         if not count:
             raise ImageError("NotFinite", "the image holds no value that is a finite number")
-        place, between = divmod(_CUT * (count - 1), 1)
+        place, between = divmod(_CLIPPED_SHARE * (count - 1), 1)
         kept = min(int(place) + 2, count)
         lowest = highest = np.empty(0, self.samples.dtype)
-        for values in self._finite():
+        for values in self._finite_samples():
             lowest = _smallest(np.concatenate([lowest, values]), kept)
             highest = _largest(np.concatenate([highest, values]), kept)
         ends = np.sort(lowest)[-2:].astype(float), np.sort(highest)[:2][::-1].astype(float)
         low, high = (end[0] + (end[-1] - end[0]) * between for end in ends)
         return float(low), float(high)
 
-    def _finite(self) -> Iterator[np.ndarray]:
-        """Samples that count for the window, band by band, each [n]."""
+    def _finite_samples(self) -> Iterator[np.ndarray]:
+        """The samples that the window is computed from, [n] for each band."""
         for rows in self._bands():
-            values, opacity = self._straight(rows)
+            values, opacity = self._unpremultiply(rows)
             values = values[opacity > 0] if opacity is not None else values
             values = values.reshape(-1)
             yield values[np.isfinite(values)] if values.dtype.kind == "f" else values
 
 
 def rgb_of_cmyk(samples: np.ndarray, full: int) -> np.ndarray:
-    """Red, green and blue of unsigned samples [H, W, 4 or more] of ink, without a profile; ``full`` is all ink."""
+    """Convert CMYK to red, green and blue, without a colour profile.
+
+    Args:
+        samples: unsigned [H, W, 4 or more], the amounts of ink.
+        full: the largest amount.
+
+    Returns:
+        [H, W, 3] of the type of the samples.
+    """
     colours = np.empty((*samples.shape[:2], 3), samples.dtype)
     for row, inks in enumerate(samples):
         ink = inks.astype(np.int64)
@@ -170,24 +197,26 @@ def rgb_of_cmyk(samples: np.ndarray, full: int) -> np.ndarray:
 
 
 def _smallest(values: np.ndarray, count: int) -> np.ndarray:
+    """The ``count`` smallest values, in any order."""
     return np.partition(values, count - 1)[:count] if len(values) > count else values
 
 
 def _largest(values: np.ndarray, count: int) -> np.ndarray:
+    """The ``count`` largest values, in any order."""
     return np.partition(values, len(values) - count)[-count:] if len(values) > count else values
 
 
-def _scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Values in 0..1 between the ends of a window; in one of no width, what lies above it is 1. NaN stays."""
+def _scale(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Scale values between the ends of a window to 0..1. In a window of no width, larger values are 1. NaN stays."""
     values = values.astype(np.float64)
     if high <= low:
         return np.where(np.isnan(values), np.nan, values > low)
-    # By halves: the difference of two large finite numbers may be infinite.
+    # Halves, because the difference of two large finite numbers may be infinite.
     return np.clip((values * 0.5 - low * 0.5) / (high * 0.5 - low * 0.5), 0, 1)
 
 
-def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """A square image [S, S, C] turned and mirrored as EXIF's tag 274 says."""
+def _turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Rotate and mirror a square image [S, S, C] as EXIF's tag 274 says."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):

@@ -1,4 +1,4 @@
-"""Images that Pillow decodes to 8 bits as they are meant: PNG, JPEG, BMP, WebP and GIF of up to 8 bits a sample."""
+"""Reads images whose 8-bit pixels Pillow decodes correctly: PNG, JPEG, BMP, WebP and GIF of at most 8 bits a sample."""
 
 import io
 from collections.abc import Callable, Iterator
@@ -9,15 +9,16 @@ from PIL import Image, ImageChops, ImageFile
 from medfocus.stages.formats.picture import ImageError, Picture, check_size
 
 Plugin = Callable[[io.BytesIO], ImageFile.ImageFile]
+"""A class of Pillow that opens one file format."""
 
 _ORIENTATION = 274
 
 
 @contextmanager
-def no_pixel_limit() -> Iterator[None]:
-    """Pillow without its own limit of pixels, for the time of a call: ``decode.max_pixels`` is the one limit.
+def without_pixel_limit() -> Iterator[None]:
+    """Suspend Pillow's own limit of pixels, since ``decode.max_pixels`` is the only limit.
 
-    The limit is a global of Pillow's; it is as it was afterwards.
+    The limit is a global variable of Pillow. It is restored afterwards.
     """
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
@@ -32,24 +33,24 @@ def read_image(
     """Decode an image with one of Pillow's plugins.
 
     Args:
-        content: the file.
-        name: of the format, for messages.
-        plugin: class of ``PIL``'s plugin for the format. It is called by itself: ``Image.open`` has its own limit of
-            pixels, and takes an MPO file for a stack of its pictures.
-        max_pixels: more are refused before decoding.
-        exif: what holds the orientation, if the plugin does not find it.
-        single: the plugin has chosen the frame that is meant, and has turned it upright.
+        content: the bytes of the file.
+        name: name of the format, for messages.
+        plugin: Pillow's class for the format. It is called directly, because ``Image.open`` reads an MPO as a stack of
+            its pictures.
+        max_pixels: most pixels that may be decoded.
+        exif: the EXIF block with the orientation; None takes the block that the plugin finds.
+        single: whether the plugin has selected one frame and turned it upright.
 
     Raises:
         ImageError: Undecodable, TooManyPixels, ManyFrames or NothingShown.
     """
-    with no_pixel_limit():
+    with without_pixel_limit():
         try:
             image = plugin(io.BytesIO(content))
             frames = 1 if single else getattr(image, "n_frames", 1)
         except MemoryError:
             raise
-        except Exception as error:  # Pillow's header readers raise whatever the bytes lead them into
+        except Exception as error:  # Pillow's header readers raise errors of any class on damaged bytes
             raise ImageError("Undecodable", f"the header of the {name} is damaged or cut off") from error
         check_size(image.width, image.height, max_pixels)
         if frames > 1:
@@ -66,20 +67,20 @@ def read_image(
 
 
 def orientation_of(exif: bytes | None) -> int:
-    """Value of the orientation in an EXIF block; 1 where there is none, or the block cannot be read."""
+    """The orientation (tag 274) in an EXIF block, 1 to 8; 1 where there is none or the block is damaged."""
     if not exif:
         return 1
     tags = Image.Exif()
     try:
         tags.load(exif)
         value = tags.get(_ORIENTATION, 1)
-    except Exception:  # a damaged block is no reason to refuse the image: viewers show it as stored
+    except Exception:  # a viewer shows an image with a damaged block as it is stored
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _layers(image: Image.Image) -> tuple[Image.Image, ...]:
-    """What is shown of a loaded image, on black: one image of mode L or RGB, or three of mode L."""
+    """A loaded image blended with black by its opacity: one image of mode L or RGB, or three of mode L."""
     if "transparency" in image.info or image.mode == "PA":
         image = image.convert("RGBA")
     if image.mode in ("LA", "RGBA", "La", "RGBa"):
@@ -87,5 +88,5 @@ def _layers(image: Image.Image) -> tuple[Image.Image, ...]:
         if opacity.getextrema()[1] == 0:
             raise ImageError("NothingShown", "every pixel is fully transparent")
         return tuple(ImageChops.multiply(colour, opacity) for colour in colours)
-    wanted = "L" if image.mode in ("1", "L") else "RGB"
-    return (image if image.mode == wanted else image.convert(wanted),)  # which copies, also to the same mode
+    mode = "L" if image.mode in ("1", "L") else "RGB"
+    return (image if image.mode == mode else image.convert(mode),)  # convert copies, even to the same mode

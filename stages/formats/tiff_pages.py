@@ -1,4 +1,4 @@
-"""Which of the images in a TIFF is meant."""
+"""Selects the main image among those in a TIFF."""
 
 import itertools
 import math
@@ -9,21 +9,28 @@ from tifffile import TiffFile, TiffPage
 
 from medfocus.stages.formats.picture import ImageError
 
+# The tag SubfileType of older TIFF versions, and its value for a reduced image.
 _OLD_SUBFILE = 255
 _OLD_REDUCED = 2
-# Pages that are looked at.
+# Most pages that are read.
 _PAGES = 256
 
 
 def main_page(file: TiffFile) -> TiffPage | None:
-    """The page that a TIFF is about; None where there is no page with an image.
+    """Select the main image of a TIFF.
 
-    Pages that say of themselves that they are reduced images or masks of others are left out, and so are thumbnails and
-    the levels of a pyramid that do not say so: pages of the same shape as the largest, each of another size, none above
-    half of it. Sub-directories count as pages, since some cameras keep the main image there.
+    Pages that are marked as reduced images or masks are excluded. Thumbnails and the levels of a pyramid are excluded
+    also where they are not marked: pages of the same aspect ratio as the largest, each of another size and none above
+    half of it. Sub-directories count as pages, since some cameras store the main image there.
+
+    Args:
+        file: the TIFF.
+
+    Returns:
+        The page; None where no page has an image.
 
     Raises:
-        ImageError: ManyFrames, where several images are left; Truncated, where some may lie behind the end.
+        ImageError: ManyFrames where several images remain, Truncated where one may lie after the end of the file.
     """
     pages = [page for page in _pages(file) if page.imagewidth and page.imagelength]
     if not pages:
@@ -40,26 +47,26 @@ def main_page(file: TiffFile) -> TiffPage | None:
 
 
 def _pages(file: TiffFile) -> Iterator[TiffPage]:
-    """Pages and those of their sub-directories; a directory that leads back to an earlier one ends the file.
+    """The pages and those of their sub-directories; a directory that points back to an earlier one is the last.
 
     Raises:
-        ImageError: Truncated, where a directory lies behind the end: the main image may be there.
+        ImageError: Truncated where a directory lies after the end of the file, since the main image may be there.
     """
-    seen: list[int] = []
+    offsets: list[int] = []
     for page in itertools.islice(file.pages, _PAGES):
-        if not isinstance(page, TiffPage) or page.offset in seen:
+        if not isinstance(page, TiffPage) or page.offset in offsets:
             return
-        seen.append(page.offset)
+        offsets.append(page.offset)
         yield page
         if any(offset >= file.filehandle.size for offset in page.subifds or ()):
             raise _truncated()
         yield from (inner for inner in itertools.islice(page.pages or (), _PAGES) if isinstance(inner, TiffPage))
-    if seen and len(seen) < _PAGES and _next_directory(file, seen[-1]) not in (0, *seen):
+    if offsets and len(offsets) < _PAGES and _next_directory(file, offsets[-1]) not in (0, *offsets):
         raise _truncated()
 
 
 def _next_directory(file: TiffFile, offset: int) -> int:
-    """Where the directory after that at an offset is said to be; 0 where it is the last."""
+    """The offset that a directory, given by its own offset, names for the next one; 0 where it is the last."""
     stream, form = file.filehandle, file.tiff
     stream.seek(offset)
     (tags,) = struct.unpack(form.tagnoformat, stream.read(form.tagnosize))
@@ -75,17 +82,19 @@ def _truncated() -> ImageError:
 
 
 def _is_reduced(page: TiffPage) -> bool:
+    """Whether a page is marked as a reduced image or a mask."""
     return page.is_reduced or page.is_mask or page.tags.valueof(_OLD_SUBFILE) == _OLD_REDUCED
 
 
 def _is_thumbnail(page: TiffPage, main: TiffPage) -> bool:
+    """Whether a page has the aspect ratio of the main one and at most half of its size."""
     small = 2 * page.imagewidth <= main.imagewidth + 1 and 2 * page.imagelength <= main.imagelength + 1
     skew = abs(page.imagewidth * main.imagelength - page.imagelength * main.imagewidth)
-    return small and skew <= max(main.imagewidth, main.imagelength)  # a pixel's rounding
+    return small and skew <= max(main.imagewidth, main.imagelength)  # one pixel of rounding
 
 
 def _planes(file: TiffFile, page: TiffPage) -> int:
-    """Images in a stack with one directory for all of it, as ImageJ, tifffile and volumes have; 0 where it is none."""
+    """Images in a stack that has one directory in all (ImageJ, tifffile, volumes); 0 where it is not a stack."""
     if page.imagedepth > 1:
         return int(page.imagedepth)
     if not (file.is_imagej or file.is_shaped) or len(file.pages) > 1:

@@ -1,4 +1,4 @@
-"""WebP."""
+"""The reader of WebP."""
 
 from PIL import WebPImagePlugin
 
@@ -9,6 +9,10 @@ from medfocus.stages.formats.pillow_image import read_image
 def read_webp(content: bytes, max_pixels: int) -> Picture:
     """Decode a WebP of one frame.
 
+    Args:
+        content: the bytes of the file.
+        max_pixels: most pixels that may be decoded.
+
     Raises:
         ImageError: Undecodable, Truncated, MissingDecoder, TooManyPixels, ManyFrames or NothingShown.
     """
@@ -18,13 +22,13 @@ def read_webp(content: bytes, max_pixels: int) -> Picture:
         )
     if int.from_bytes(content[4:8], "little") + 8 > len(content):
         raise ImageError("Truncated", "the WebP is truncated: its header names more bytes than there are")
-    if size := _size(content):  # Pillow makes room for the image as soon as it opens it
+    if size := _size(content):  # Pillow allocates the image when it opens the file
         check_size(*size, max_pixels)
     return read_image(content, "WebP", WebPImagePlugin.WebPImageFile, max_pixels)
 
 
 def _size(content: bytes) -> tuple[int, int] | None:
-    """Width and height from the first chunk; None where it is damaged."""
+    """Width and height in pixels from the first chunk; None where it is damaged."""
     kind, body = content[12:16], content[20:30]
     if len(body) < 10:
         return None

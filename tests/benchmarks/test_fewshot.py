@@ -1,6 +1,7 @@
-"""The few-shot benchmark's parts, small; the whole of it is run by hand."""
+"""Parts of the few-shot benchmark over small data; the whole benchmark takes too long for a test."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -8,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.fewshot.__main__ import OURS, PAPERS, _contests, contest, summary, targets
+from benchmarks.fewshot.__main__ import FOCUS_MODES, PAPER, measure_method, method_data, summary, targets
 from benchmarks.fewshot.examples import Examples
 from benchmarks.fewshot.methods import ANCHOR, PromptTuning, Task, all_methods
-from benchmarks.fewshot.prepare import Data, _embed, _lower, crop, examples, lay_over
+from benchmarks.fewshot.prepare import Data, crop, embed_regions, examples, lay_over, tokens_at_cut
 from benchmarks.fewshot.protocol import Budget
 from medfocus.stages.tower import ImageTower
 from medfocus.starter.phantoms import CLASSES, draw
@@ -22,7 +23,7 @@ PATIENTS = [f"P{row // 3}" for row in range(len(LABELS))]
 
 @pytest.fixture(scope="module")
 def data(starter_clip) -> Data:
-    """Sixteen phantoms to learn from and eight to be tested on, with their true masks for SAM2's."""
+    """Sixteen phantoms for training and eight for the test; true masks take the place of SAM2's."""
     training, test = (_examples(starter_clip, range(start, stop)) for start, stop in ((0, 16), (16, 24)))
     return Data("phantoms-hard", training, test, training, test)
 
@@ -37,8 +38,11 @@ def _examples(clip, indices: range) -> Examples:
     pixels = np.stack([phantom.image for phantom in phantoms])[..., None].repeat(3, -1)
     masks = np.stack([phantom.lesions.any(0) for phantom in phantoms])
     tower = ImageTower(clip, 4)
-    tokens, focus = _embed(pixels, masks, tower)
-    tokens |= {"crop": _lower(crop(pixels, masks), tower), "overlay": _lower(lay_over(pixels, masks), tower)}
+    tokens, focus = embed_regions(pixels, masks, tower)
+    tokens |= {
+        "crop": tokens_at_cut(crop(pixels, masks), tower),
+        "overlay": tokens_at_cut(lay_over(pixels, masks), tower),
+    }
     columns = {"image_id": [str(index) for index in indices], "label": [phantom.label for phantom in phantoms]}
     columns["patient"] = [phantom.patient for phantom in phantoms]
     return examples(tokens, tower, focus=focus, **{name: np.array(value, object) for name, value in columns.items()})
@@ -46,7 +50,7 @@ def _examples(clip, indices: range) -> Examples:
 
 @settings(deadline=None)
 @given(st.integers(0, 1000), st.sampled_from(["5%", "50%", "100%", "1 shots", "4 shots", "16 shots, natural"]))
-def test_a_budget_draws_what_it_says(seed: int, text: str) -> None:
+def test_a_budget_draws_its_number_of_labels(seed: int, text: str) -> None:
     drawn = Budget.parse(text).draw(LABELS, PATIENTS, seed)
     counts = Counter(LABELS[row] for row in drawn)
     assert len(set(drawn)) == len(drawn) and set(counts) == {"a", "b", "c"}
@@ -64,7 +68,7 @@ def test_a_budget_draws_what_it_says(seed: int, text: str) -> None:
     assert drawn == Budget.parse(text).draw(LABELS, PATIENTS, seed)
 
 
-def test_few_patients_give_the_few_labels() -> None:
+def test_labels_are_drawn_from_few_patients() -> None:
     drawn = Budget.parse("20%").draw(LABELS, PATIENTS, 0)
     assert len({PATIENTS[row] for row in drawn}) <= len(drawn) / 2 + 3
 
@@ -76,45 +80,51 @@ def test_every_method_learns_its_training_set(name: str, data: Data, task: Task)
         method.epochs = 15  # enough for sixteen images
     method.fit(task, data.training, seed=0)
     right = method.logits(data.training).argmax(1) == data.training.targets(task.classes)
-    # A quarter is chance; zero-shot learns nothing, but knows the words.
+    # Chance is a quarter. Zero-shot classification learns nothing, but it knows the words.
     assert right.mean() > 0.5
 
 
 @pytest.mark.parametrize("name", ["linear probe", "cache model (Tip-Adapter-F)"])
-def test_a_contest_is_the_same_again(name: str, data: Data, task: Task) -> None:
-    figures = contest(name, task, data.training, data.test, seed=1)
-    assert figures == contest(name, task, data.training, data.test, seed=1)
-    assert 0 <= figures["expected_calibration_error"] <= 1 and figures["temperature"] > 0
+def test_a_method_has_the_same_metrics_with_the_same_seed(name: str, data: Data, task: Task) -> None:
+    metrics = measure_method(name, task, data.training, data.test, seed=1)
+    assert metrics == measure_method(name, task, data.training, data.test, seed=1)
+    method = all_methods()[name]
+    method.fit(task, data.training, seed=1)
+    right = method.logits(data.test).argmax(1) == data.test.targets(task.classes)
+    assert metrics["accuracy"] == pytest.approx(right.mean())
+    assert 0 <= metrics["expected_calibration_error"] <= 1 and metrics["temperature"] > 0
 
 
 def test_the_anchor_takes_part_only_where_its_features_are(data: Data) -> None:
-    contests = _contests(data)
-    assert (ANCHOR in contests) == ("imagenet" in data.training.embeddings)
-    assert {f"{name}, true masks" for name in OURS} <= set(contests)
+    names = {*all_methods(), *(f"{name}, true masks" for name in FOCUS_MODES)}
+    assert set(method_data(data)) == names - {ANCHOR}
+    imagenet = np.zeros((len(data.training), 1280), np.float32)
+    training = replace(data.training, embeddings=data.training.embeddings | {"imagenet": imagenet})
+    assert set(method_data(replace(data, training=training))) == names
 
 
-def test_a_crop_shows_all_of_the_region_enlarged() -> None:
+def test_a_crop_enlarges_the_whole_region() -> None:
     pixels = np.zeros((2, 64, 64, 3), np.uint8)
     masks = np.zeros((2, 64, 64), bool)
     masks[0, 10:20, 40:52] = True
     pixels[0, 10:20, 40:52] = 200
-    shown = crop(pixels, masks)
-    bright = (shown[0, ..., 0] > 100).mean()
+    crops = crop(pixels, masks)
+    bright = (crops[0, ..., 0] > 100).mean()
     assert 0.4 < bright < 0.6  # 12 of 15.6 pixels across, 10 down
-    assert not shown[1].any()
+    assert not crops[1].any()
 
 
 def test_only_the_region_is_tinted() -> None:
     pixels = np.full((1, 8, 8, 3), 100, np.uint8)
     mask = np.zeros((1, 8, 8), bool)
     mask[0, 2:4] = True
-    laid = lay_over(pixels, mask)
-    assert (laid[~mask] == 100).all()
-    assert (laid[mask] == np.array([154, 65, 65])).all()
+    overlay = lay_over(pixels, mask)
+    assert (overlay[~mask] == 100).all()
+    assert (overlay[mask] == np.array([154, 65, 65])).all()
 
 
-def test_a_target_that_is_missed_says_so(data: Data) -> None:
-    values = dict.fromkeys(all_methods(), 0.5) | {"focus: both": 0.61, PAPERS: 0.7}
+def test_a_missed_target_says_so(data: Data) -> None:
+    values = dict.fromkeys(all_methods(), 0.5) | {"focus: both": 0.61, PAPER: 0.7}
     rows = pd.DataFrame(
         [{"method": name, "budget": "5%", "seed": 0, "accuracy": value} for name, value in values.items()]
     )

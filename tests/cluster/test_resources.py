@@ -10,22 +10,22 @@ from medfocus.cluster.resources import plan_resources, training_share
 
 @given(cpus=st.integers(1, 512), gpus=st.integers(0, 64))
 def test_a_plan_fits_its_cluster_and_leaves_room_to_decode(cpus: int, gpus: int) -> None:
-    made = plan_resources({"CPU": cpus, "GPU": gpus})
-    actors = made.models.processes * made.models.cpus
-    assert actors + made.decode.cpus <= cpus + 1e-9
-    assert made.models.processes * made.models.gpus <= gpus + 1e-9
-    assert made.models.processes >= max(1, gpus)
-    assert made.device == ("cuda" if gpus else "cpu")
+    plan = plan_resources({"CPU": cpus, "GPU": gpus})
+    actors = plan.models.processes * plan.models.cpus
+    assert actors + plan.decode.cpus <= cpus + 1e-9
+    assert plan.models.processes * plan.models.gpus <= gpus + 1e-9
+    assert plan.models.processes >= max(1, gpus)
+    assert plan.device == ("cuda" if gpus else "cpu")
 
 
 def test_gpus_are_taken_with_no_change_of_call() -> None:
-    made = plan_resources({"CPU": 64.0, "GPU": 4.0})
-    assert (made.models.processes, made.models.gpus, made.device) == (8, 0.5, "cuda")
+    plan = plan_resources({"CPU": 64.0, "GPU": 4.0})
+    assert (plan.models.processes, plan.models.gpus, plan.device) == (8, 0.5, "cuda")
 
 
 def test_without_gpus_each_cpu_has_its_model() -> None:
-    made = plan_resources({"CPU": 16.0})
-    assert (made.models.processes, made.models.threads) == (16, 1)
+    plan = plan_resources({"CPU": 16.0})
+    assert (plan.models.processes, plan.models.threads) == (16, 1)
 
 
 def test_a_cluster_without_cpus_is_refused() -> None:

@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,9 +23,9 @@ from tests.faults.injection import (
     NO_DIFFERENCE,
     ScoreCommand,
     compare_output,
-    wait_for_result,
     failing_s3,
     kill,
+    wait_for_result,
     wait_until,
 )
 
@@ -177,14 +176,18 @@ def test_a_full_disk_for_spilling_ends_the_run_and_the_next_goes_on(
     node = {"num_cpus": 2, "object_store_memory": 80 << 20, "_system_config": full}
     cluster = Cluster(initialize_head=True, head_node_args=node)
     hold = (
-        "import ray, sys, time; ray.init(sys.argv[1]); x = [ray.put(bytes(9 << 20)) for _ in range(8)]; time.sleep(999)"
+        "import ray, sys, time; ray.init(sys.argv[1]); x = [ray.put(bytes(9 << 20)) for _ in range(8)];"
+        " print('full', flush=True); time.sleep(999)"
     )
-    hog = subprocess.Popen([sys.executable, "-c", hold, cluster.address], stderr=subprocess.DEVNULL)
+    hog = subprocess.Popen(
+        [sys.executable, "-c", hold, cluster.address], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     try:
-        time.sleep(10)
+        assert hog.stdout and any(line.startswith("full") for line in hog.stdout)
         command.settings.append(f"cluster.address={cluster.address}")
-        _, told = command.start().communicate(timeout=240)
-        assert "Traceback" not in told
+        lines = command.finish(code=1)["stderr"].strip().splitlines()
+        assert " ERROR " in lines[-1] and "start again" in lines[-1], lines
+        assert not any("Traceback" in line for line in lines)
     finally:
         hog.kill()
         cluster.shutdown()

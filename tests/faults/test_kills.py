@@ -16,9 +16,9 @@ from tests.faults.injection import (
     NO_DIFFERENCE,
     ScoreCommand,
     compare_output,
-    wait_for_result,
     kill,
     kill_busy_actors,
+    wait_for_result,
     wait_until,
     workers,
 )

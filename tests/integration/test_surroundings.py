@@ -1,4 +1,4 @@
-"""Commands where a container or a batch system gives them little: no home, no name, small shared memory."""
+"""Commands in a container or a batch system: without a home, without a user name, with small shared memory."""
 
 import json
 import os
@@ -9,62 +9,68 @@ from pathlib import Path
 
 import pytest
 
+from medfocus.starter.phantoms import write_set
 from tests import surroundings
 
-# What a short-lived command needs of a machine with few cores.
+# Settings of small runs.
 SMALL = ["--set", "cluster.cpus=1", "--set", "segment.points_per_side=2", "--json"]
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four labelled phantoms."""
     folder = tmp_path_factory.mktemp("images")
-    subprocess.run([sys.executable, "-m", "medfocus.starter.phantoms", str(folder), "--count", "4"], check=True)
+    write_set(folder, 4, seed=0, preset="easy", size=128)
     return folder
 
 
 @pytest.fixture
 def plain() -> Iterator[Path]:
+    """A folder of a user without a passwd entry."""
     surroundings.skip_unless_possible()
     with surroundings.folder() as folder:
         yield folder
 
 
-def test_a_user_without_a_home_and_little_shared_memory_can_work(plain: Path, images: Path) -> None:
-    own = surroundings.given(plain, images)
+def test_commands_run_without_a_home_and_with_small_shared_memory(plain: Path, images: Path) -> None:
+    source = surroundings.copy_for_user(images, plain)
     settings = [*SMALL, "--set", f"work={plain / 'work'}"]
     for home, arguments in (
-        ({"HOME": "/nonexistent"}, ["pack", str(own / "images"), f"{plain}/shards", "--labels", f"{own}/labels.csv"]),
+        (
+            {"HOME": "/nonexistent"},
+            ["pack", str(source / "images"), f"{plain}/shards", "--labels", f"{source}/labels.csv"],
+        ),
         ({"HOME": "/"}, ["doctor"]),
         ({}, ["embed", f"{plain}/shards", f"{plain}/features"]),
     ):
-        ended = surroundings.medfocus(*arguments, *settings, cwd=plain, environment=home, shared_memory="64m")
-        assert ended.returncode == 0 and "Traceback" not in ended.stderr, ended.stderr[-2000:]
-    assert json.loads(ended.stdout)["embedded"] == 4
-    assert all(path.stat().st_mode & 0o077 == 0 for path in plain.rglob("*") if own not in (path, *path.parents))
+        process = surroundings.medfocus(*arguments, *settings, cwd=plain, environment=home, shared_memory="64m")
+        assert process.returncode == 0 and "Traceback" not in process.stderr, process.stderr[-2000:]
+    assert json.loads(process.stdout)["embedded"] == 4
+    assert all(path.stat().st_mode & 0o077 == 0 for path in plain.rglob("*") if source not in (path, *path.parents))
 
 
-def test_folders_that_cannot_be_written_are_told_in_one_line(plain: Path, images: Path) -> None:
-    own = surroundings.given(plain, images)
+def test_a_folder_without_write_permission_is_named_in_one_line(plain: Path, images: Path) -> None:
+    source = surroundings.copy_for_user(images, plain)
     closed = plain / "closed"
     closed.mkdir(mode=0o555)
-    arguments = ["pack", str(own / "images"), str(plain / "shards"), *SMALL]
+    arguments = ["pack", str(source / "images"), str(plain / "shards"), *SMALL]
     home = {"HOME": str(closed)}
-    ended = surroundings.medfocus(*arguments, cwd=closed, environment=home)
-    assert ended.returncode == 1 and ended.stdout == ""
-    *before, line = ended.stderr.splitlines()
+    process = surroundings.medfocus(*arguments, cwd=closed, environment=home)
+    assert process.returncode == 1 and process.stdout == ""
+    *before, line = process.stderr.splitlines()
     assert not any(" ERROR " in earlier for earlier in before)
     assert "closed/work: cannot be made (Permission denied); set work to a folder that can be written" in line
-    ended = surroundings.medfocus(*arguments, "--set", f"work={plain / 'work'}", cwd=closed, environment=home)
-    assert ended.returncode == 0 and list(closed.iterdir()) == []
+    process = surroundings.medfocus(*arguments, "--set", f"work={plain / 'work'}", cwd=closed, environment=home)
+    assert process.returncode == 0 and list(closed.iterdir()) == []
 
 
-def test_a_long_temporary_folder_is_replaced_and_that_is_said(tmp_path: Path, images: Path) -> None:
+def test_a_temporary_folder_that_ray_cannot_use_is_replaced_with_a_warning(tmp_path: Path, images: Path) -> None:
     for name in ("x" * 60, "not-there"):
         folder = tmp_path / name
         if name != "not-there":
             folder.mkdir()
         command = [sys.executable, "-m", "medfocus", "pack", str(images / "images"), str(tmp_path / f"{name}-shards")]
-        ended = subprocess.run(
+        process = subprocess.run(
             [*command, *SMALL, "--set", f"work={tmp_path / 'work'}"],
             env={**os.environ, "TMPDIR": str(folder)},
             capture_output=True,
@@ -72,6 +78,6 @@ def test_a_long_temporary_folder_is_replaced_and_that_is_said(tmp_path: Path, im
             timeout=120,
             check=False,
         )
-        assert ended.returncode == 0 and json.loads(ended.stdout)["rows"] == 4
-        _classes, said, packed = ended.stderr.splitlines()
-        assert f"WARNING temporary files of Ray are in /tmp/ray, since {folder} is " in said and " packed " in packed
+        assert process.returncode == 0 and json.loads(process.stdout)["rows"] == 4
+        _classes, warning, packed = process.stderr.splitlines()
+        assert f"WARNING temporary files of Ray are in /tmp/ray, since {folder} is " in warning and " packed " in packed

@@ -173,7 +173,7 @@ def test_a_signal_ends_a_command_in_order(tmp_path: Path, number: signal.Signals
 
 
 # A command that logs as MedFocus and as a library do, in a process of its own.
-TALKATIVE = """
+LOGGING_COMMAND = """
 import logging, sys, warnings
 from medfocus.pipeline import cli
 from medfocus.pipeline.commands import quarantine
@@ -206,7 +206,7 @@ sys.exit(cli.main(sys.argv[1:]))
     ],
 )
 def test_verbose_and_quiet_say_how_much_is_logged(option: str, lines: set[str]) -> None:
-    ended = shell(f"{shlex.quote(sys.executable)} -c {shlex.quote(TALKATIVE)} quarantine x --json {option}")
+    ended = shell(f"{shlex.quote(sys.executable)} -c {shlex.quote(LOGGING_COMMAND)} quarantine x --json {option}")
     assert ended.returncode == 0 and ended.stdout == 'result\n{"quarantined": 0}\n'
     assert set(re.findall(r"(?:own|library)-(?:debug|info|warning|error)", ended.stderr)) == lines
     assert ("library-warns" in ended.stderr) == (option == "--verbose")
@@ -299,6 +299,7 @@ from medfocus.pipeline.commands import pack, quarantine
 handler = logging.NullHandler()
 logging.basicConfig(handlers=[handler], level=logging.WARNING)
 logging.getLogger("notebook").setLevel(logging.DEBUG)
+signal.signal(signal.SIGTERM, lambda number, frame: sys.exit("the notebook's own handler"))
 
 def state():
     names = ("", "medfocus", "notebook", "py.warnings")

@@ -21,7 +21,7 @@ def save(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def huge_png() -> bytes:
-    """A PNG whose header names 60000 x 60000 pixels and that holds next to nothing."""
+    """A PNG whose header names 60000 x 60000 pixels, with almost no data."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -39,7 +39,7 @@ def decode(*images: bytes, media_type: str = "image/png", size: int = 32) -> dic
     return Decode(size=size, max_pixels=1_000_000)(batch)
 
 
-def test_grey_stays_one_channel_and_sizes_are_as_stored() -> None:
+def test_a_grey_batch_has_one_channel_and_the_sizes_of_the_files() -> None:
     out = decode(png(GREY), png(np.repeat(GREY[:, :, None], 3, 2)))
     assert out["pixels"].shape == (2, 32, 32, 1)
     assert out["height"].tolist() == [30, 30] and out["width"].tolist() == [40, 40]
@@ -48,7 +48,7 @@ def test_grey_stays_one_channel_and_sizes_are_as_stored() -> None:
     assert np.array_equal(out["pixels"][0, :, :, 0], expected)
 
 
-def test_a_coloured_image_makes_the_batch_three_channels() -> None:
+def test_a_batch_with_a_coloured_image_has_three_channels() -> None:
     out = decode(png(GREY), png(COLOUR))
     assert out["pixels"].shape == (2, 32, 32, 3)
     assert (out["pixels"][0, ..., 0] == out["pixels"][0, ..., 2]).all()
@@ -57,7 +57,7 @@ def test_a_coloured_image_makes_the_batch_three_channels() -> None:
 
 def test_sixteen_bits_are_windowed() -> None:
     deep = np.linspace(1000, 61000, 64 * 64).astype(np.uint16).reshape(64, 64)
-    deep[0, 0] = 0  # one dead pixel must not decide the window
+    deep[0, 0] = 0  # one dead pixel must not change the window
     pixels = decode(save(Image.fromarray(deep), "PNG"), size=64)["pixels"][0, :, :, 0]
     low, high = np.percentile(deep, (0.5, 99.5))
     expected = np.clip((deep.astype(float) - low) / (high - low), 0, 1) * 255
@@ -76,7 +76,7 @@ def test_sixteen_bits_are_windowed() -> None:
         (save(Image.fromarray(GREY), "GIF"), "WrongMediaType"),
     ],
 )
-def test_a_bad_image_costs_itself_only(content: bytes, kind: str) -> None:
+def test_a_bad_image_fails_alone(content: bytes, kind: str) -> None:
     out = decode(png(GREY), content, png(GREY))
     assert out["error"].tolist() == ["", kind, ""]
     assert out["stage"].tolist() == ["", "decode", ""]
@@ -84,19 +84,19 @@ def test_a_bad_image_costs_itself_only(content: bytes, kind: str) -> None:
     assert np.array_equal(out["pixels"][0], out["pixels"][2]) and out["pixels"][0].any()
 
 
-def test_several_frames_are_refused() -> None:
+def test_a_file_with_several_frames_is_refused() -> None:
     frames = [Image.fromarray(GREY), Image.fromarray(GREY)]
     content = save(frames[0], "TIFF", save_all=True, append_images=frames[1:])
     assert decode(content, media_type="image/tiff")["error"].tolist() == ["ManyFrames"]
 
 
-def test_not_finite_values_are_refused() -> None:
+def test_an_image_without_finite_values_is_refused() -> None:
     values = np.full((8, 8), np.nan, np.float32)
     content = save(Image.fromarray(values), "TIFF")
     assert decode(content, media_type="image/tiff")["error"].tolist() == ["NotFinite"]
 
 
-def test_media_type_is_what_the_bytes_are() -> None:
+def test_the_media_type_depends_on_the_bytes() -> None:
     assert media_type_of(png(GREY)) == "image/png"
     assert media_type_of(save(Image.fromarray(GREY), "JPEG")) == "image/jpeg"
     assert media_type_of(b"") is None and media_type_of(b"\x89PNG nothing") is None

@@ -25,7 +25,7 @@ def runs(mask: np.ndarray) -> list[int]:
 
 
 @given(masks)
-def test_codes_are_coco_s(mask: np.ndarray) -> None:
+def test_run_length_codes_are_those_of_coco(mask: np.ndarray) -> None:
     from pycocotools import mask as coco
 
     plain = {"size": list(mask.shape), "counts": runs(mask)}
@@ -33,7 +33,7 @@ def test_codes_are_coco_s(mask: np.ndarray) -> None:
 
 
 @given(masks, st.integers(1, 9), st.integers(1, 9))
-def test_cover_is_the_exact_area(mask: np.ndarray, rows: int, columns: int) -> None:
+def test_cover_equals_the_exact_area(mask: np.ndarray, rows: int, columns: int) -> None:
     """Against a brute-force count on a grid so fine that every cell and pixel has whole sub-pixels."""
     fine = np.kron(mask, np.ones((rows, columns)))
     height, width = mask.shape
@@ -49,7 +49,7 @@ def test_cover_is_not_shifted_by_half_a_pixel() -> None:
 
 
 @given(masks)
-def test_a_box_holds_all_of_its_mask_and_no_less_would(mask: np.ndarray) -> None:
+def test_a_bounding_box_is_the_smallest_that_holds_the_mask(mask: np.ndarray) -> None:
     height, width = mask.shape
     left, top, right, bottom = np.round(bounding_box(mask) * [width, height, width, height]).astype(int)
     assert mask[top:bottom, left:right].sum() == mask.sum()
@@ -61,19 +61,21 @@ def test_a_box_holds_all_of_its_mask_and_no_less_would(mask: np.ndarray) -> None
 
 
 @given(masks, st.integers(1, 300), st.floats(0, 1))
-def test_a_square_about_a_box_holds_it_and_lies_inside(mask: np.ndarray, size: int, margin: float) -> None:
+def test_a_square_about_a_box_holds_the_box_and_lies_inside_the_image(
+    mask: np.ndarray, size: int, margin: float
+) -> None:
     box = bounding_box(mask)
     left, top, side = square_about(box, size, margin)
     assert left >= 0 and top >= 0 and side >= 1 and max(left, top) + side <= size
-    if margin >= 0.02:  # whole pixels: half of one may be lost on a side of a box without a margin
+    if margin >= 0.02:  # the square has whole pixels: without a margin a side may lose half of one
         margin_in_pixels = margin * float(max(box[2:] - box[:2])) * size
         slack = max(0.0, 1.5 - margin_in_pixels)
         assert left - slack <= box[0] * size and box[2] * size <= left + side + slack
         assert top - slack <= box[1] * size and box[3] * size <= top + side + slack
 
 
-def flooded(free: np.ndarray, row: int, column: int) -> np.ndarray:
-    """What can be reached over edges from one pixel, by definition."""
+def connected(free: np.ndarray, row: int, column: int) -> np.ndarray:
+    """The pixels that are connected to one pixel over edges, by definition."""
     reached, todo = np.zeros_like(free), [(row, column)]
     while todo:
         row, column = todo.pop()
@@ -93,10 +95,10 @@ def test_the_main_piece_is_the_largest_without_holes(mask: np.ndarray) -> None:
         return
     left, pieces = mask.copy(), []
     while left.any():
-        pieces.append(flooded(mask, *np.argwhere(left)[0]))
+        pieces.append(connected(mask, *np.argwhere(left)[0]))
         left &= ~pieces[-1]
     largest = max(part.sum() for part in pieces)
     assert any(part.sum() == largest and not (part & ~piece).any() for part in pieces)
     framed = np.pad(~piece, 1, constant_values=True)
-    assert flooded(framed, 0, 0).sum() == framed.sum()  # no hole: all that is outside is reached from the border
-    assert flooded(piece, *np.argwhere(piece)[0]).sum() == piece.sum()  # one piece
+    assert connected(framed, 0, 0).sum() == framed.sum()  # no hole: the outside is connected to the border
+    assert connected(piece, *np.argwhere(piece)[0]).sum() == piece.sum()  # one piece

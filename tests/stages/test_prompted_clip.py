@@ -40,7 +40,7 @@ def vit():
 
 @pytest.mark.parametrize("class_context", [False, True])
 @pytest.mark.parametrize("focus", ["none", "masked_image", "attention", "both"])
-def test_untrained_it_is_open_clip_s_own(starter_clip, starter_tokenizer, focus: str, class_context: bool) -> None:
+def test_an_untrained_model_equals_open_clip(starter_clip, starter_tokenizer, focus: str, class_context: bool) -> None:
     model = PromptedCLIP(starter_clip, starter_tokenizer, settings(focus=focus, class_context=class_context))
     images = torch.randn(3, 3, 112, 112)
     with torch.no_grad():
@@ -53,7 +53,7 @@ def test_untrained_it_is_open_clip_s_own(starter_clip, starter_tokenizer, focus:
         assert torch.allclose(text, starter_clip.encode_text(sentences, normalize=True), atol=1e-5)
 
 
-def test_a_full_size_tower_untrained_is_open_clip_s_own(vit) -> None:
+def test_an_untrained_full_size_tower_equals_open_clip(vit) -> None:
     model = PromptedCLIP(vit, open_clip.get_tokenizer("ViT-B-16"), settings(cut=9))
     images = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
@@ -64,7 +64,7 @@ def test_a_full_size_tower_untrained_is_open_clip_s_own(vit) -> None:
     assert learned < 0.01 * sum(value.numel() for value in vit.visual.parameters())
 
 
-def test_timm_s_trunk_and_bert_untrained_are_open_clip_s_own(biomedclip: Path) -> None:
+def test_an_untrained_biomedclip_equals_open_clip(biomedclip: Path) -> None:
     clip, tokenizer = load_clip(biomedclip, None), load_tokenizer(biomedclip)
     model = PromptedCLIP(clip, tokenizer, settings(cut=9))
     images = torch.randn(2, 3, 224, 224)
@@ -91,7 +91,7 @@ def test_a_context_for_each_class_moves_only_its_class(starter_clip, starter_tok
     assert moved[1] > 1e-3 and moved[0] < 1e-6 and moved[2] < 1e-6
 
 
-def test_an_offset_moves_only_its_class_and_costs_less_the_more_rows_there_are(starter_clip, starter_tokenizer) -> None:
+def test_an_offset_moves_only_its_class_and_its_prior_falls_with_the_rows(starter_clip, starter_tokenizer) -> None:
     model = PromptedCLIP(starter_clip, starter_tokenizer, settings())
     without = PromptedCLIP(starter_clip, starter_tokenizer, settings(class_offset=False))
     with torch.no_grad():
@@ -149,11 +149,11 @@ def test_focus_bias_equals_attention_computed_by_hand(starter_clip) -> None:
 
 def tower_upper_cls(tower: ImageTower, tokens: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """CLS as it leaves the last block, before pooling."""
-    seen = {}
+    outputs = {}
     pool, projection = tower.visual._pool, tower.visual.proj
 
     def keep(x):
-        seen["cls"] = x[:, 0]
+        outputs["cls"] = x[:, 0]
         return x[:, 0], x[:, 1:]
 
     try:
@@ -162,7 +162,7 @@ def tower_upper_cls(tower: ImageTower, tokens: torch.Tensor, bias: torch.Tensor)
             tower.upper(tower.cache_tokens(tokens), bias=[bias])
     finally:
         tower.visual._pool, tower.visual.proj = pool, projection
-    return seen["cls"]
+    return outputs["cls"]
 
 
 def test_prompts_equal_attention_computed_by_hand(starter_clip) -> None:
@@ -171,8 +171,8 @@ def test_prompts_equal_attention_computed_by_hand(starter_clip) -> None:
     block = starter_clip.visual.transformer.resblocks[-1].double()
     tokens = torch.randn(2, 197, tower.width, dtype=torch.float64)
     prompts, gate = torch.randn(3, tower.width, dtype=torch.float64), torch.randn(tower.heads, dtype=torch.float64)
-    seen: list[torch.Tensor] = []
-    handle = block.attn.out_proj.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0][:, 0]))
+    mixed: list[torch.Tensor] = []
+    handle = block.attn.out_proj.register_forward_hook(lambda module, inputs, output: mixed.append(inputs[0][:, 0]))
     pool = tower.visual._pool
     try:
         tower.visual._pool = lambda x: (x[:, 0].float(), x[:, 1:])
@@ -187,7 +187,7 @@ def test_prompts_equal_attention_computed_by_hand(starter_clip) -> None:
             part = slice(head * each, (head + 1) * each)
             share = (query[:, part] @ key[:, part].T / each**0.5).softmax(-1)
             added = torch.tanh(gate[head]) * share @ value[:, part]
-            assert torch.allclose(seen[1][:, part] - seen[0][:, part], added, atol=1e-9)
+            assert torch.allclose(mixed[1][:, part] - mixed[0][:, part], added, atol=1e-9)
     finally:
         handle.remove()
         tower.visual._pool = pool
@@ -210,7 +210,7 @@ def test_the_learned_state_is_a_copy(starter_clip, starter_tokenizer) -> None:
     assert kept["fusion"].item() == 0
 
 
-def test_learned_part_round_trips_and_refuses_another_shape(starter_clip, starter_tokenizer) -> None:
+def test_the_learned_part_round_trips_and_refuses_another_shape(starter_clip, starter_tokenizer) -> None:
     model = PromptedCLIP(starter_clip, starter_tokenizer, settings())
     state = {name: torch.randn_like(value) for name, value in model.learned_state().items()}
     model.load_learned(state)
@@ -225,7 +225,7 @@ def test_a_cut_beyond_the_tower_is_refused(starter_clip) -> None:
         ImageTower(starter_clip, 99)
 
 
-def test_loss_equals_its_definition() -> None:
+def test_the_loss_equals_its_definition() -> None:
     logits, target = torch.randn(5, 3, dtype=torch.float64), torch.tensor([0, 2, 2, 1, 0])
     classification = -logits.log_softmax(1)[range(5), target].mean()
     pairs = logits[:, target].numpy()
@@ -257,7 +257,7 @@ def rows(count: int = 3) -> dict:
     }, mask
 
 
-def test_embed_keeps_tokens_and_the_share_of_each_patch(starter_clip) -> None:
+def test_embed_adds_tokens_and_the_focus_of_each_patch(starter_clip) -> None:
     batch, mask = rows()
     batch["error"][1] = "Undecodable"
     tower = ImageTower(starter_clip, 4)
@@ -269,7 +269,7 @@ def test_embed_keeps_tokens_and_the_share_of_each_patch(starter_clip) -> None:
     assert not np.array_equal(out["tokens"][0], out["region_tokens"][0])
 
 
-def test_the_region_s_tokens_are_those_of_its_square_cut_out(starter_clip) -> None:
+def test_the_tokens_of_a_region_are_those_of_its_crop(starter_clip) -> None:
     """The box of 20 to 70 of 90 columns and 10 to 30 of 60 rows, in a square of 256 with a margin of 15 %."""
     batch, _ = rows(1)
     out = Embed(ImageTower(starter_clip, 4), region=True, batch_size=2)(batch)
@@ -283,7 +283,7 @@ def test_the_region_s_tokens_are_those_of_its_square_cut_out(starter_clip) -> No
     assert np.array_equal(out["region_tokens"][:, 0], expected)
 
 
-def test_augmented_views_follow_the_image_itself(starter_clip) -> None:
+def test_the_first_view_is_the_image_itself_and_the_others_differ(starter_clip) -> None:
     batch, _ = rows(2)
     tower = ImageTower(starter_clip, 4)
     one, many = Embed(tower, region=True, batch_size=2)(batch), Embed(tower, region=True, batch_size=2, views=3)(batch)
@@ -291,11 +291,11 @@ def test_augmented_views_follow_the_image_itself(starter_clip) -> None:
         assert many[name].shape[1] == 3 and np.array_equal(many[name][:, :1], one[name])
         assert not np.array_equal(many[name][:, 1], many[name][:, 2])
     again = Embed(tower, region=True, batch_size=1, views=3)({k: v[1:] for k, v in batch.items()})
-    assert np.allclose(again["tokens"][0], many["tokens"][1], atol=5e-2)  # by the name, whatever the batch
+    assert np.allclose(again["tokens"][0], many["tokens"][1], atol=5e-2)  # a view depends on the name, not on the batch
     assert np.array_equal(again["focus"][0], many["focus"][1])
 
 
-def test_a_region_that_is_everything_is_the_image(starter_clip) -> None:
+def test_a_region_of_the_whole_image_has_the_tokens_of_the_image(starter_clip) -> None:
     batch, _ = rows(1)
     everything = np.ones((60, 90), bool)
     batch["mask_counts"][0], batch["region_box"][0] = encode_mask(everything), bounding_box(everything)
@@ -304,7 +304,7 @@ def test_a_region_that_is_everything_is_the_image(starter_clip) -> None:
     assert (out["focus"] == 1).all()
 
 
-def test_classify_equals_open_clip_zero_shot(starter_clip, starter_tokenizer) -> None:
+def test_an_untrained_model_classifies_as_open_clip_does_zero_shot(starter_clip, starter_tokenizer) -> None:
     """Untrained, the whole path gives open_clip's own zero-shot probabilities, but for float16 tokens."""
     batch, _ = rows()
     model = PromptedCLIP(starter_clip, starter_tokenizer, settings())
@@ -324,7 +324,7 @@ def test_classify_equals_open_clip_zero_shot(starter_clip, starter_tokenizer) ->
     assert "tokens" not in out
 
 
-def test_pixels_are_normalised_as_open_clip_does(starter_clip) -> None:
+def test_pixels_are_normalised_as_open_clip_normalises_them(starter_clip) -> None:
     from PIL import Image
 
     pixels = np.random.default_rng(0).integers(0, 256, (1, 256, 256, 3), dtype=np.uint8)
@@ -335,6 +335,6 @@ def test_pixels_are_normalised_as_open_clip_does(starter_clip) -> None:
     assert (found - expected).abs().max() <= 1.01 / 255 / 0.25
 
 
-def test_tokenizer_is_the_model_s_own(starter_tokenizer) -> None:
+def test_the_tokenizer_is_that_of_the_model(starter_tokenizer) -> None:
     assert starter_tokenizer(["a"]).shape == (1, 32)
     assert torch.equal(load_tokenizer("ViT-B-16")(["a mass"]), open_clip.get_tokenizer("ViT-B-16")(["a mass"]))

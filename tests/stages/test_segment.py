@@ -1,3 +1,4 @@
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 
 import numpy as np
@@ -233,6 +234,13 @@ def test_a_region_is_one_piece_without_holes() -> None:
     (piece,) = keep_main_pieces(candidates(with_speck[None], [1.0], click), 2.0, 320).logits
     assert torch.equal(piece > 0, blob(30, 30, 9) > 0)
     assert not (piece[:, 50:] > -2.0).any()  # the speck is not in the margin either
+
+
+def test_the_settings_come_from_the_configuration_which_alone_has_defaults() -> None:
+    section = SegmentSection(points_per_side=4, prompts_per_pass=7)
+    values = section.model_dump(exclude={"model", "weights", "sha256", "image_size"})
+    assert asdict(section.settings) == values and values["points_per_side"] == 4
+    assert all(field.default is MISSING for field in fields(SegmentSettings))
 
 
 def test_points_are_the_centres_of_cells() -> None:

@@ -1,4 +1,4 @@
-"""Loading weights: the formats, and what is refused, each with one clear line."""
+"""Loading weights: the formats that are read, and those that are refused with one line."""
 
 import hashlib
 import os
@@ -17,8 +17,8 @@ STARTER = Path(__file__).parents[2] / "starter"
 SAM2, CLIP = STARTER / "sam2", STARTER / "clip"
 
 
-class Runs:
-    """What a malicious pickle is: reading it runs a function."""
+class MaliciousPickle:
+    """An object whose unpickling runs a function."""
 
     def __reduce__(self):
         return os.mkdir, ("was-run",)
@@ -26,7 +26,7 @@ class Runs:
 
 @pytest.mark.parametrize("wrap", ["bare", "model", "state_dict", "module."])
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_state_dicts_in_each_wrapping(tmp_path: Path, wrap: str, suffix: str) -> None:
+def test_a_state_dict_is_read_in_each_wrapping(tmp_path: Path, wrap: str, suffix: str) -> None:
     state = {"a.weight": torch.randn(2, 3), "b": torch.tensor([1, 2])}
     content = {f"module.{name}": value for name, value in state.items()} if wrap == "module." else state
     path = tmp_path / f"w{suffix}"
@@ -40,14 +40,14 @@ def test_state_dicts_in_each_wrapping(tmp_path: Path, wrap: str, suffix: str) ->
 
 def test_a_pickle_with_code_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    torch.save({"model": {"a": torch.ones(1)}, "more": Runs()}, tmp_path / "w.pt")
+    torch.save({"model": {"a": torch.ones(1)}, "more": MaliciousPickle()}, tmp_path / "w.pt")
     with pytest.raises(WeightsError, match="holds pickled objects beside tensors") as caught:
         read_state_dict(tmp_path / "w.pt")
     assert "\n" not in str(caught.value) and not (tmp_path / "was-run").exists()
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_a_truncated_file_is_told(tmp_path: Path, suffix: str) -> None:
+def test_a_truncated_checkpoint_is_refused(tmp_path: Path, suffix: str) -> None:
     whole = tmp_path / f"whole{suffix}"
     state = {"a": torch.randn(100, 100)}
     save_file(state, whole) if suffix == ".safetensors" else torch.save(state, whole)
@@ -58,7 +58,7 @@ def test_a_truncated_file_is_told(tmp_path: Path, suffix: str) -> None:
     assert "\n" not in str(caught.value) and str(caught.value).startswith("cut")
 
 
-def test_what_is_no_state_dict_is_told(tmp_path: Path) -> None:
+def test_a_file_without_a_state_dict_is_refused(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(WeightsError, match="not a state dict"):
         read_state_dict(tmp_path / "list.pt")
@@ -81,7 +81,7 @@ def test_sam2_without_its_video_parts_gives_the_same_masks(tmp_path: Path) -> No
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-def test_weights_of_another_model_are_told(tmp_path: Path) -> None:
+def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     clip = load_clip(CLIP, None)
     save_file({k: v.contiguous() for k, v in clip.state_dict().items()}, tmp_path / "clip.safetensors")
     with pytest.raises(WeightsError, match=r"does not fit .* tensors missing"):
@@ -91,7 +91,7 @@ def test_weights_of_another_model_are_told(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_clip_round_trips_through_open_clip_s_layout(tmp_path: Path) -> None:
+def test_clip_weights_round_trip_through_the_layout_of_open_clip(tmp_path: Path) -> None:
     clip = load_clip(CLIP, None, seed=5)
     save_file({k: v.contiguous() for k, v in clip.state_dict().items()}, tmp_path / "open_clip_model.safetensors")
     found = load_clip(CLIP, tmp_path / "open_clip_model.safetensors", seed=1)
@@ -109,16 +109,16 @@ def test_random_weights_follow_the_seed_and_leave_the_generator_alone() -> None:
 
 
 @pytest.mark.parametrize(("load", "name"), [(load_sam2, "SAM2"), (load_clip, "CLIP")])
-def test_unknown_models_are_told(load, name: str) -> None:
+def test_an_unknown_model_is_refused(load, name: str) -> None:
     with pytest.raises(WeightsError, match=f"no-such-model: unknown {name} model"):
         load("no-such-model", None)
 
 
-def test_image_size_is_known_without_building_the_model() -> None:
+def test_the_image_size_of_sam2_is_read_from_its_architecture() -> None:
     assert sam2_image_size(SAM2) == 320 and sam2_image_size("facebook/sam2.1-hiera-tiny") == 1024
 
 
-def test_sources_local_s3_and_the_expected_hash(tmp_path: Path, s3) -> None:
+def test_weights_from_a_local_path_and_from_s3_are_checked_by_their_hash(tmp_path: Path, s3) -> None:
     from medfocus.pipeline.data.storage import locate
 
     clip = load_clip(CLIP, None, seed=5)
@@ -141,7 +141,7 @@ def test_sources_local_s3_and_the_expected_hash(tmp_path: Path, s3) -> None:
             model_files.resolve_clip(ClipSection(weights=absent), storage)
 
 
-def test_a_model_without_weights_is_not_run_on_random_ones(tmp_path: Path) -> None:
+def test_a_model_without_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no weights are configured"):
         model_files.resolve_clip(ClipSection(model="ViT-B-16"), StorageSection())
     (tmp_path / "sam2.json").write_text((SAM2 / "sam2.json").read_text())

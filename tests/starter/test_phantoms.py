@@ -22,33 +22,29 @@ def test_a_phantom_depends_on_its_index_alone(index: int, seed: int, preset: str
     draw(index + 1, seed=seed, preset=preset, size=64)
     again = draw(index, seed=seed, preset=preset, size=64)
     assert np.array_equal(first.image, again.image) and np.array_equal(first.lesions, again.lesions)
-    assert (first.label, first.patient, first.site, first.caption) == (
-        again.label,
-        again.patient,
-        again.site,
-        again.caption,
-    )
+    texts = ("label", "modality", "organ", "patient", "site", "caption")
+    assert [getattr(first, name) for name in texts] == [getattr(again, name) for name in texts]
 
 
 @settings(max_examples=40, deadline=None)
 @given(indices, st.sampled_from(PRESETS))
-def test_lesions_are_where_the_truth_says(index: int, preset: str) -> None:
+def test_lesions_have_the_number_and_the_area_of_their_preset(index: int, preset: str) -> None:
     phantom = draw(index, preset=preset, size=128)
     assert 1 <= len(phantom.lesions) <= 3 and phantom.label in CLASSES
     assert phantom.lesions.any((1, 2)).all()
     union = phantom.lesions.any(0)
     assert union.mean() < (0.03 if preset == "hard" else 0.15)
     if preset == "hard":
-        assert union.mean() > 0.003
+        assert union.mean() > 0.001  # the grains of a cluster may lie close together
         parts = np.any([*phantom.anatomy.values()], axis=0)
-        assert all((mask & ~parts).any() for mask in phantom.decoys)  # their middle is outside of all that is drawn
+        assert all((mask & ~parts).any() for mask in phantom.decoys)  # the centre of each is outside the anatomy
     else:
         assert not len(phantom.decoys)
     assert all(mask.shape == (128, 128) and mask.dtype == bool for mask in phantom.anatomy.values())
 
 
-def test_a_lesion_is_seen_in_the_image() -> None:
-    """Inside a lesion the image differs from the same phantom's surroundings more than noise does."""
+def test_a_lesion_is_visible_in_the_image() -> None:
+    """The mean grey value in the lesions differs from that of the rest of the image by more than noise does."""
     differences = []
     for index in range(40):
         phantom = draw(index)
@@ -57,13 +53,13 @@ def test_a_lesion_is_seen_in_the_image() -> None:
     assert np.median(differences) > 25
 
 
-def test_classes_take_turns_and_patients_keep_their_site() -> None:
+def test_classes_alternate_and_a_patient_has_one_site() -> None:
     phantoms = [draw(index, size=32) for index in range(200)]
     assert set(Counter(phantom.label for phantom in phantoms).values()) == {50}
     sites = defaultdict(set)
     for phantom in phantoms:
         sites[phantom.patient].add(phantom.site)
-    assert all(len(found) == 1 for found in sites.values())
+    assert all(len(sites_of_patient) == 1 for sites_of_patient in sites.values())
     assert len(sites) == 50 and len(set.union(*sites.values())) >= 3
     assert len({phantom.modality for phantom in phantoms}) == 3 and len({phantom.organ for phantom in phantoms}) == 4
 

@@ -21,7 +21,7 @@ def printed(text: str) -> dict[str, tuple[str, str]]:
     """What each check printed: ok or wrong, and the rest of the line."""
     found = re.findall(r"^(ok|wrong) +([a-z0-9 ]+): (.+)$", text, re.MULTILINE)
     assert [name for _, name, _ in found] == CHECKS and len(text.strip().splitlines()) == len(CHECKS)
-    return {name: (state, told) for state, name, told in found}
+    return {name: (state, text) for state, name, text in found}
 
 
 def test_what_works_is_ok_and_no_secret_is_shown(

@@ -25,13 +25,15 @@ def archive(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Simp
     subprocess.run(command, check=True)
     with (root / "labels.csv").open(newline="") as file:
         header, *rows = csv.reader(file)
-    kept = [row for label in sorted({row[1] for row in rows}) for row in [row for row in rows if row[1] == label][:2]]
+    labelled = [
+        row for label in sorted({row[1] for row in rows}) for row in [row for row in rows if row[1] == label][:2]
+    ]
     with (root / "labels.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([header, *kept])
+        csv.writer(file).writerows([header, *labelled])
     settings = [f"work={root / 'work'}", f"pack.rows_per_shard={ROWS_PER_SHARD}", "segment.points_per_side=2"]
     config = load_config(None, [*settings, "train.epochs=1"])
     packed = pack.run(config, str(root / "images"), str(root / "shards"), str(root / "labels.csv"))
-    return SimpleNamespace(root=root, config=config, packed=packed, labelled={row[0] for row in kept})
+    return SimpleNamespace(root=root, config=config, packed=packed, labelled={row[0] for row in labelled})
 
 
 def embedded(archive: SimpleNamespace, shards: Path, features: Path) -> dict:

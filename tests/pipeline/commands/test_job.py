@@ -1,4 +1,4 @@
-"""The whole job in this process on local folders: what is written, and what a second call does."""
+"""All commands in this process on local folders: what they write, and what a second call does."""
 
 import json
 import logging
@@ -40,7 +40,7 @@ def rows_of(folder: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> SimpleNamespace:
-    """Phantoms and three bad images, packed, embedded, trained on, scored and evaluated."""
+    """Phantoms and three unreadable images, after pack, embed, train, score and evaluate."""
     root = tmp_path_factory.mktemp("job")
     command = [sys.executable, "-m", "medfocus.starter.phantoms", str(root), "--count", str(COUNT)]
     subprocess.run(command, check=True)
@@ -58,10 +58,11 @@ def job(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> SimpleNa
     trained = train.run(config, paths.features, "phantoms")
     scored = score.run(config, paths.shards, paths.out, trained["model_uri"])
     evaluated = evaluate.run(config, paths.out, paths.shards)
+    runs = mlflow.search_runs(experiment_names=["medfocus"], output_format="list")
     return SimpleNamespace(**locals())
 
 
-def test_pack_bounds_shards_and_names_what_they_hold(job: SimpleNamespace) -> None:
+def test_pack_writes_shards_of_bounded_size_with_all_images(job: SimpleNamespace) -> None:
     assert job.packed["rows"] == COUNT + BAD and job.packed["labelled"] == COUNT + 1
     manifest = read_manifest(locate(job.paths.shards, job.config.storage))
     assert [shard.rows for shard in manifest.shards] == [20, 20, 11]
@@ -70,17 +71,17 @@ def test_pack_bounds_shards_and_names_what_they_hold(job: SimpleNamespace) -> No
     for row in rows:
         assert (job.root / "images" / row["image_id"]).read_bytes() == row["image"]
         assert Path(row["source_uri"]).name == row["image_id"]
-    known = {row["image_id"]: row for row in rows}
-    assert known["000000.png"]["label"] == "solid mass" and known["000000.png"]["patient_id"] == "P00000"
-    assert known["cut.png"]["label"] is None and known["cut.png"]["patient_id"] is None
-    assert known["000000.png"]["media_type"] == "image/png" and known["text.jpg"]["media_type"] == "image/jpeg"
+    by_id = {row["image_id"]: row for row in rows}
+    assert by_id["000000.png"]["label"] == "solid mass" and by_id["000000.png"]["patient_id"] == "P00000"
+    assert by_id["cut.png"]["label"] is None and by_id["cut.png"]["patient_id"] is None
+    assert by_id["000000.png"]["media_type"] == "image/png" and by_id["text.jpg"]["media_type"] == "image/jpeg"
 
 
-def test_every_image_is_in_predictions_or_quarantine_once(job: SimpleNamespace) -> None:
-    predicted, refused = rows_of(job.root / "out" / "predictions"), rows_of(job.root / "out" / "quarantine")
-    ids = [row["image_id"] for row in predicted + refused]
+def test_every_image_is_once_in_predictions_or_quarantine(job: SimpleNamespace) -> None:
+    predictions, quarantine = (rows_of(job.root / "out" / name) for name in ("predictions", "quarantine"))
+    ids = [row["image_id"] for row in predictions + quarantine]
     assert sorted(ids) == sorted(path.name for path in (job.root / "images").iterdir())
-    assert {row["image_id"]: row["error"] for row in refused} == {
+    assert {row["image_id"]: row["error"] for row in quarantine} == {
         "zero.png": "Undecodable",
         "cut.png": "Truncated",
         "text.jpg": "Undecodable",
@@ -91,7 +92,7 @@ def test_every_image_is_in_predictions_or_quarantine_once(job: SimpleNamespace) 
 def test_predictions_equal_the_stages_run_bare(
     job: SimpleNamespace, starter_sam2, starter_clip, starter_tokenizer
 ) -> None:
-    """The same images through the stages in this process, without Ray, shards or storage."""
+    """The stages process the same images in this process, without Ray, shards or storage."""
     model, _ = resolve_model(job.trained["model_uri"], job.config)
     predicted = {row["image_id"]: row for row in rows_of(job.root / "out" / "predictions")}
     names = ["000003.png", "000017.png", "000040.png"]
@@ -110,18 +111,18 @@ def test_predictions_equal_the_stages_run_bare(
     ):
         batch = stage(batch)
     for row, name in enumerate(names):
-        found = predicted[name]
-        assert np.allclose(found["probabilities"], batch["probabilities"][row], atol=2e-3)
-        height, width = found["mask"]["size"]
-        ours = decode_mask(batch["mask_counts"][row], height, width)
-        theirs = decode_mask(found["mask"]["counts"], height, width)
-        assert (ours & theirs).sum() / max((ours | theirs).sum(), 1) > 0.98
-        assert found["label"] == model.settings.classes[int(np.argmax(found["probabilities"]))]
-        assert found["confidence"] == pytest.approx(max(found["probabilities"]))
-        assert found["model_version"] == "phantoms/1"
+        prediction = predicted[name]
+        assert np.allclose(prediction["probabilities"], batch["probabilities"][row], atol=2e-3)
+        height, width = prediction["mask"]["size"]
+        expected = decode_mask(batch["mask_counts"][row], height, width)
+        mask = decode_mask(prediction["mask"]["counts"], height, width)
+        assert (mask & expected).sum() / max((mask | expected).sum(), 1) > 0.98
+        assert prediction["label"] == model.settings.classes[int(np.argmax(prediction["probabilities"]))]
+        assert prediction["confidence"] == pytest.approx(max(prediction["probabilities"]))
+        assert prediction["model_version"] == "phantoms/1"
 
 
-def test_features_hold_the_labelled_images_and_no_other(job: SimpleNamespace) -> None:
+def test_features_have_the_labelled_images_and_no_others(job: SimpleNamespace) -> None:
     files = sorted((job.root / "features" / "features").glob("*.parquet"))
     rows = [
         row
@@ -139,9 +140,8 @@ def test_features_hold_the_labelled_images_and_no_other(job: SimpleNamespace) ->
 
 def test_training_registers_a_small_model_of_tensors(job: SimpleNamespace) -> None:
     model, version = resolve_model(job.trained["model_uri"], job.config)
-    assert version == "phantoms/1" and set(model.settings.classes) == {
-        row["label"] for row in rows_of(job.root / "out" / "predictions")
-    } | set(model.settings.classes)
+    labels = {row["label"] for row in rows_of(Path(job.paths.shards)) if row["label"]}
+    assert version == "phantoms/1" and model.settings.classes == tuple(sorted(labels))
     assert sum(value.numel() for value in model.state.values()) == job.trained["learned_parameters"] < 20_000
     assert model.calibration.temperature == job.trained["temperature"] > 0
     assert job.trained["held_out_rows"] == job.trained["training_rows"] == COUNT
@@ -155,38 +155,38 @@ def test_training_registers_a_small_model_of_tensors(job: SimpleNamespace) -> No
 
 
 def test_every_command_is_one_run_of_the_experiment(job: SimpleNamespace) -> None:
-    runs = mlflow.search_runs(experiment_names=["medfocus"], output_format="list")
-    by_command = {run.data.tags["medfocus.command"]: run for run in runs}
-    assert sorted(run.data.tags["medfocus.command"] for run in runs if run.info.status == "FINISHED")
-    assert set(by_command) >= {"pack", "embed", "train", "score", "evaluate"}
-    for name, result in (("score", job.scored), ("train", job.trained), ("evaluate", job.evaluated)):
+    results = {"pack": job.packed, "embed": job.embedded, "train": job.trained}
+    results |= {"score": job.scored, "evaluate": job.evaluated}
+    assert sorted(run.data.tags["medfocus.command"] for run in job.runs) == sorted(results)
+    by_command = {run.data.tags["medfocus.command"]: run for run in job.runs}
+    for name, result in results.items():
         run = by_command[name]
         assert run.info.run_id == result["mlflow_run_id"] and run.info.status == "FINISHED"
         assert run.data.params["segment.points_per_side"] == "2"
         assert run.inputs.dataset_inputs[0].dataset.digest
     assert by_command["score"].data.metrics["quarantined"] == BAD
-    pictures = {file.path for file in mlflow.MlflowClient().list_artifacts(job.evaluated["mlflow_run_id"])}
-    assert pictures == {"confusion_matrix.png", "reliability_diagram.png", "metrics.json"}
+    artifacts = {file.path for file in mlflow.MlflowClient().list_artifacts(job.evaluated["mlflow_run_id"])}
+    assert artifacts == {"confusion_matrix.png", "reliability_diagram.png", "metrics.json"}
 
 
-def test_nothing_tracked_names_a_patient(job: SimpleNamespace) -> None:
+def test_no_run_names_a_patient_or_an_image(job: SimpleNamespace) -> None:
     runs = mlflow.search_runs(experiment_names=["medfocus"], output_format="list")
     text = json.dumps([run.to_dictionary() for run in runs], default=str)
     assert "P00000" not in text and "000000.png" not in text
 
 
-def test_evaluation_is_of_the_labelled_predictions(job: SimpleNamespace) -> None:
+def test_evaluate_compares_the_labelled_predictions(job: SimpleNamespace) -> None:
     assert job.evaluated["rows"] == COUNT and job.evaluated["unlabelled"] == 0 and job.evaluated["quarantined"] == BAD
     predicted = {row["image_id"]: row["label"] for row in rows_of(job.root / "out" / "predictions")}
     truth = {row["image_id"]: row["label"] for row in rows_of(Path(job.paths.shards)) if row["label"]}
-    right = np.mean([predicted[name] == truth[name] for name in predicted])
-    assert job.evaluated["accuracy"] == pytest.approx(right)
+    accuracy = np.mean([predicted[name] == truth[name] for name in predicted])
+    assert job.evaluated["accuracy"] == pytest.approx(accuracy)
     assert set(job.evaluated["sites"]) == {row["site"] for row in rows_of(job.root / "out" / "predictions")}
     from_csv = evaluate.run(job.config, job.paths.out, str(job.root / "labels.csv"))
     assert from_csv["metrics"] == job.evaluated["metrics"]
 
 
-def test_a_second_score_reads_nothing_and_changes_nothing(job: SimpleNamespace) -> None:
+def test_a_second_score_changes_no_file(job: SimpleNamespace) -> None:
     files = sorted((job.root / "out").rglob("*.parquet"))
     before = [(file, file.stat().st_mtime_ns) for file in files]
     again = score.run(job.config, job.paths.shards, job.paths.out, job.trained["model_uri"])
@@ -195,12 +195,12 @@ def test_a_second_score_reads_nothing_and_changes_nothing(job: SimpleNamespace) 
     assert before == [(file, file.stat().st_mtime_ns) for file in files]
 
 
-def test_a_lost_shard_alone_is_scored_again_with_the_same_result(job: SimpleNamespace) -> None:
+def test_only_a_lost_file_is_scored_again_and_with_the_same_result(job: SimpleNamespace) -> None:
     before = sorted(rows_of(job.root / "out" / "predictions"), key=lambda row: row["image_id"])
     lost = sorted((job.root / "out" / "predictions").glob("*.parquet"))[0]
     lost.unlink()
     again = score.run(job.config, job.paths.shards, job.paths.out, job.trained["model_uri"])
-    assert again["resumed"] in (31, 40)
+    assert again["resumed"] in (20 + 11, 20 + 20)  # the other two shards of 20, 20 and 11 rows, or one of 20 is lost
     after = sorted(rows_of(job.root / "out" / "predictions"), key=lambda row: row["image_id"])
     assert [row["image_id"] for row in before] == [row["image_id"] for row in after]
     assert all(
@@ -209,7 +209,7 @@ def test_a_lost_shard_alone_is_scored_again_with_the_same_result(job: SimpleName
     assert len(rows_of(job.root / "out" / "quarantine")) == BAD
 
 
-def test_other_settings_never_mix_into_an_output(job: SimpleNamespace) -> None:
+def test_an_output_refuses_other_settings(job: SimpleNamespace) -> None:
     stricter = load_config(None, [f"work={job.root / 'work'}", "score.accept_at=0.9", "score.max_quarantined=0.2"])
     with pytest.raises(UsageError, match="made with another accept_at; choose a new prefix or --overwrite"):
         score.run(stricter, job.paths.shards, job.paths.out, job.trained["model_uri"])
@@ -218,7 +218,7 @@ def test_other_settings_never_mix_into_an_output(job: SimpleNamespace) -> None:
         score.run(other, job.paths.shards, job.paths.out, job.trained["model_uri"])
 
 
-def test_shards_that_changed_are_stale(job: SimpleNamespace, tmp_path: Path) -> None:
+def test_rows_of_changed_shards_are_stale(job: SimpleNamespace, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(job.paths.out, out)
     other = tmp_path / "shards"
@@ -227,7 +227,7 @@ def test_shards_that_changed_are_stale(job: SimpleNamespace, tmp_path: Path) -> 
         score.run(job.config, str(other), str(out), job.trained["model_uri"])
 
 
-def test_too_many_in_quarantine_is_told_with_the_result(job: SimpleNamespace) -> None:
+def test_the_error_about_too_many_quarantined_rows_has_the_result(job: SimpleNamespace) -> None:
     section = job.config.score.model_copy(update={"max_quarantined": 0.01})
     with pytest.raises(TooManyQuarantined, match="3 of 51 rows are in quarantine") as caught:
         score.run(
@@ -236,7 +236,7 @@ def test_too_many_in_quarantine_is_told_with_the_result(job: SimpleNamespace) ->
     assert caught.value.result["quarantined"] == BAD and caught.value.exit_code == 3
 
 
-def test_a_run_of_which_all_is_quarantined_stops_early(job: SimpleNamespace, tmp_path: Path) -> None:
+def test_a_run_that_quarantines_every_row_stops_early(job: SimpleNamespace, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for number in range(400):
         (tmp_path / "images" / f"{number}.png").write_bytes(b"this is no image")
@@ -249,17 +249,18 @@ def test_a_run_of_which_all_is_quarantined_stops_early(job: SimpleNamespace, tmp
     assert not json.loads((out / "run.json").read_text())["finished"]
 
 
-def test_a_model_says_that_its_rows_were_held_out_by_patient(job: SimpleNamespace) -> None:
-    told = job.trained
-    assert (told["held_out"], told["held_out_groups"], told["rows_without_patient"]) == ("by patient", COUNT // 4, 0)
-    assert mlflow.get_run(told["mlflow_run_id"]).data.tags["medfocus.held_out"] == "by patient"
+def test_a_model_records_that_its_rows_were_held_out_by_patient(job: SimpleNamespace) -> None:
+    trained = job.trained
+    assert (trained["held_out"], trained["held_out_groups"]) == ("by patient", COUNT // 4)
+    assert trained["rows_without_patient"] == 0
+    assert mlflow.get_run(trained["mlflow_run_id"]).data.tags["medfocus.held_out"] == "by patient"
     version = mlflow.MlflowClient().get_model_version("phantoms", "1")
     assert version.tags["medfocus.held_out"] == "by patient" and "48 rows of 12 patients" in version.description
     assert job.evaluated["intervals"] == "by patient"
 
 
 def without_patients(job: SimpleNamespace, folder: Path, hidden: int) -> Path:
-    """The job's features with no ``patient_id`` in the first files."""
+    """A copy of the features without ``patient_id`` in the first ``hidden`` files."""
     shutil.copytree(job.paths.features, folder)
     for file in sorted((folder / "features").glob("*.parquet"))[:hidden]:
         table = pq.read_table(file)
@@ -268,31 +269,31 @@ def without_patients(job: SimpleNamespace, folder: Path, hidden: int) -> Path:
     return folder
 
 
-def test_training_without_patients_says_so_wherever_its_figures_are(
+def test_training_without_patients_warns_wherever_its_figures_are(
     job: SimpleNamespace, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     features = without_patients(job, tmp_path / "features", 3)
     short = job.config.model_copy(update={"train": job.config.train.model_copy(update={"epochs": 1})})
     with caplog.at_level(logging.WARNING, "medfocus"):
-        told = train.run(short, str(features), "no-patients")
+        trained = train.run(short, str(features), "no-patients")
     sentence = "no patient_id: images of one patient may be on both sides, held-out figures are likely optimistic"
     (warning,) = [record.getMessage() for record in caplog.records if record.name == "medfocus"]
     assert warning.startswith(sentence)
-    assert told["held_out"] == "by neighbours" and told["rows_without_patient"] == COUNT
-    assert 6 <= told["held_out_groups"] <= COUNT
-    run = mlflow.get_run(told["mlflow_run_id"])
+    assert trained["held_out"] == "by neighbours" and trained["rows_without_patient"] == COUNT
+    assert 6 <= trained["held_out_groups"] <= COUNT
+    run = mlflow.get_run(trained["mlflow_run_id"])
     assert run.data.tags["medfocus.held_out"] == "by neighbours"
-    assert run.data.metrics["held_out_groups"] == told["held_out_groups"]
+    assert run.data.metrics["held_out_groups"] == trained["held_out_groups"]
     version = mlflow.MlflowClient().get_model_version("no-patients", "1")
     assert version.tags["medfocus.held_out"] == "by neighbours" and version.description == warning
-    model, _ = resolve_model(told["model_uri"], job.config)
+    model, _ = resolve_model(trained["model_uri"], job.config)
     assert model.held_out is not None and model.held_out.sentence == warning
 
 
-def test_rows_without_a_patient_are_split_beside_those_with_one(
+def test_rows_without_a_patient_join_rows_of_known_patients(
     job: SimpleNamespace, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An image whose patient is hidden is copied under another name, with its patient: both are on one side."""
+    """An image whose patient is hidden and its copy, whose patient is known, are in the same fold."""
     features = without_patients(job, tmp_path / "features", 1)
     files = sorted((features / "features").glob("*.parquet"))
     known = pq.read_table(sorted((Path(job.paths.features) / "features").glob("*.parquet"))[0])
@@ -308,14 +309,14 @@ def test_rows_without_a_patient_are_split_beside_those_with_one(
     assert "P000" not in held_out.sentence + caplog.text
     for image in known["image_id"].to_pylist():
         assert folds[image] == folds[f"copy of {image}"]
-    sides: dict[str, set[int]] = {}
+    folds_of_patient: dict[str, set[int]] = {}
     for image, patient in zip(labels["image_id"], labels["patient_id"], strict=True):
-        sides.setdefault(patient, set()).add(folds[image])
-    sides.pop(None)
-    assert len(sides) > 6 and all(len(found) == 1 for found in sides.values())
+        folds_of_patient.setdefault(patient, set()).add(folds[image])
+    folds_of_patient.pop(None)
+    assert len(folds_of_patient) > 6 and all(len(numbers) == 1 for numbers in folds_of_patient.values())
 
 
-def test_a_model_of_before_says_nothing_of_how_it_was_held_out(job: SimpleNamespace, tmp_path: Path) -> None:
+def test_an_older_model_does_not_record_how_rows_were_held_out(job: SimpleNamespace, tmp_path: Path) -> None:
     model, _ = resolve_model(job.trained["model_uri"], job.config)
     model.save(tmp_path / "model")
     settings = tmp_path / "model" / "prompts.json"
@@ -325,7 +326,7 @@ def test_a_model_of_before_says_nothing_of_how_it_was_held_out(job: SimpleNamesp
     assert resolve_model(str(tmp_path / "model"), job.config)[0].held_out is None
 
 
-def test_training_again_gives_the_same_prompts(job: SimpleNamespace) -> None:
+def test_a_second_training_gives_the_same_prompts(job: SimpleNamespace) -> None:
     again = train.run(job.config, job.paths.features, "phantoms")
     assert again["model_uri"] == "models:/phantoms/2"
     first, _ = resolve_model(job.trained["model_uri"], job.config)
@@ -333,39 +334,40 @@ def test_training_again_gives_the_same_prompts(job: SimpleNamespace) -> None:
     assert all(torch.allclose(first.state[name], second.state[name], atol=1e-5) for name in first.state)
 
 
-def test_a_model_folder_serves_as_well_as_the_registry(job: SimpleNamespace, tmp_path: Path) -> None:
+def test_a_model_can_be_read_from_a_folder(job: SimpleNamespace, tmp_path: Path) -> None:
     model, _ = resolve_model(job.trained["model_uri"], job.config)
     model.save(tmp_path / "model")
-    read, version = resolve_model(str(tmp_path / "model"), job.config)
-    assert version.startswith("folder/") and read.settings == model.settings and read.foundation == model.foundation
-    assert all(torch.equal(read.state[name], model.state[name]) for name in model.state)
+    copy, version = resolve_model(str(tmp_path / "model"), job.config)
+    assert version == f"folder/{model.digest[:12]}" and copy.digest == model.digest
+    assert copy.settings == model.settings and copy.foundation == model.foundation
+    assert all(torch.equal(copy.state[name], model.state[name]) for name in model.state)
 
 
 @pytest.mark.parametrize("change", ["missing column", "no parquet"])
-def test_a_shard_that_is_none_is_one_clear_line(job: SimpleNamespace, tmp_path: Path, change: str) -> None:
+def test_the_error_about_a_damaged_shard_is_one_clear_line(job: SimpleNamespace, tmp_path: Path, change: str) -> None:
     import hashlib
 
     from medfocus.pipeline.console.causes import own_error
 
     shards = tmp_path / "shards"
     shutil.copytree(job.paths.shards, shards)
-    victim = shards / "shard-000001.parquet"
+    damaged = shards / "shard-000001.parquet"
     if change == "missing column":
-        table = pq.read_table(victim).drop_columns(["media_type"])
-        pq.write_table(table, victim)
+        table = pq.read_table(damaged).drop_columns(["media_type"])
+        pq.write_table(table, damaged)
     else:
-        victim.write_bytes(b"nothing")
+        damaged.write_bytes(b"nothing")
     manifest = json.loads((shards / "manifest.json").read_text())
-    manifest["shards"][1]["sha256"] = hashlib.sha256(victim.read_bytes()).hexdigest()
+    manifest["shards"][1]["sha256"] = hashlib.sha256(damaged.read_bytes()).hexdigest()
     (shards / "manifest.json").write_text(json.dumps(manifest))
-    told = {"missing column": "column media_type is missing", "no parquet": "not a Parquet file"}[change]
-    with pytest.raises(Exception, match=told) as caught:
+    cause = {"missing column": "column media_type is missing", "no parquet": "not a Parquet file"}[change]
+    with pytest.raises(Exception, match=cause) as caught:
         score.run(job.config, str(shards), str(tmp_path / "out"), job.trained["model_uri"])
     error = own_error(caught.value)
-    assert type(error) is MedFocusError and str(error).startswith(str(victim)) and "\n" not in str(error)
+    assert type(error) is MedFocusError and str(error).startswith(str(damaged)) and "\n" not in str(error)
 
 
-def test_a_prompts_file_of_another_model_is_refused(job: SimpleNamespace, tmp_path: Path) -> None:
+def test_a_damaged_prompts_file_is_refused(job: SimpleNamespace, tmp_path: Path) -> None:
     model, _ = resolve_model(job.trained["model_uri"], job.config)
     model.save(tmp_path)
     (tmp_path / "prompts.safetensors").write_bytes(b"junk")
@@ -374,7 +376,7 @@ def test_a_prompts_file_of_another_model_is_refused(job: SimpleNamespace, tmp_pa
 
 
 def test_two_workers_that_stream_train_one_model(job: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Features too large for memory are read in every epoch; the workers share the training rows out."""
+    """Features too large for memory are read in every epoch; each worker has its share of the training rows."""
     monkeypatch.setattr("medfocus.pipeline.training.fit._KEPT_IN_MEMORY", 0)
     both = job.config.model_copy(update={"train": job.config.train.model_copy(update={"workers": 2, "epochs": 2})})
     trained = train.run(both, job.paths.features, "two-workers")

@@ -1,7 +1,8 @@
 """What is said of errors that come through Ray, made by Ray itself."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,62 +20,54 @@ OURS = StorageError("s3://bucket/a  b: access denied; check the credentials")
 ODD = ValueError("\x1b[31msome value\x1b[0m\nis wrong")
 
 
-class Begins:
-    """An actor that cannot begin, or that ends its process with its first rows."""
+class FailingActor:
+    """An actor that cannot start."""
 
-    def __init__(self, error: Exception | None):
-        if error is not None:
-            raise error
+    def __init__(self, error: Exception):
+        raise error
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        os._exit(1)
+        return batch
 
 
-def in_task(error: Exception) -> None:
+def in_task(error: Exception, folder: Path) -> None:
     def work() -> None:
         raise error
 
     ray.get(ray.remote(work).options(num_cpus=0.1).remote())
 
 
-def in_map(error: Exception) -> None:
+def in_map(error: Exception, folder: Path) -> None:
     def work(row: dict[str, Any]) -> dict[str, Any]:
         raise error
 
     list(ray.data.range(1, override_num_blocks=1).map(work, num_cpus=0.1).iter_rows())
 
 
-def in_actor(error: Exception) -> None:
+def in_actor(error: Exception, folder: Path) -> None:
     pool = {"compute": ActorPoolStrategy(size=1), "fn_constructor_args": (error,), "num_cpus": 0.1}
-    list(ray.data.range(1, override_num_blocks=1).map_batches(Begins, **pool).iter_rows())
+    list(ray.data.range(1, override_num_blocks=1).map_batches(FailingActor, **pool).iter_rows())
 
 
-def in_training(error: Exception) -> None:
+def in_training(error: Exception, folder: Path) -> None:
     def work(_: dict[str, Any]) -> None:
         raise error
 
     scaling = ScalingConfig(num_workers=1, resources_per_worker={"CPU": 0.1})
-    TorchTrainer(work, train_loop_config={}, scaling_config=scaling, run_config=RunConfig(storage_path=FOLDER[0])).fit()
-
-
-FOLDER: list[str] = []
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    FOLDER[:] = [str(tmp_path_factory.mktemp("training"))]
-    yield
+    TorchTrainer(
+        work, train_loop_config={}, scaling_config=scaling, run_config=RunConfig(storage_path=str(folder))
+    ).fit()
 
 
 @pytest.mark.parametrize("place", [in_task, in_map, in_actor, in_training])
 def test_the_cause_of_an_error_is_said_and_nothing_of_ray(
-    ray_session: None, place: Callable[[Exception], None]
+    ray_session: None, tmp_path: Path, place: Callable[[Exception, Path], None]
 ) -> None:
     with pytest.raises(Exception) as caught:
-        place(OURS)
+        place(OURS, tmp_path)
     assert reason(caught.value) == str(OURS) and str(own_error(caught.value)) == str(OURS)
     with pytest.raises(Exception) as caught:
-        place(ODD)
+        place(ODD, tmp_path)
     assert reason(caught.value) == "ValueError: some value" and own_error(caught.value) is None
 
 

@@ -42,15 +42,15 @@ def record(folder: Path) -> dict:
 
 def finished(folder: Path) -> Output:
     """A run over three shards, each with a row that is predicted and one that is refused."""
-    made = output(folder)
-    made.begin(SETTINGS, MANIFEST)
+    run = output(folder)
+    run.begin(SETTINGS, MANIFEST)
     for number, shard in enumerate(MANIFEST.shards):
-        made.commit(shard.sha256, rows([f"good-{number}"]), refused([f"bad-{number}"]))
-    made.update(finished=True)
-    return made
+        run.commit(shard.sha256, rows([f"good-{number}"]), refused([f"bad-{number}"]))
+    run.update(finished=True)
+    return run
 
 
-def held(folder: Path) -> tuple[list[str], list[str]]:
+def image_ids(folder: Path) -> tuple[list[str], list[str]]:
     """Names that are predicted and names that are refused, of the shards that are finished."""
     names = []
     for kind in ("predictions", "quarantine"):
@@ -70,9 +70,9 @@ def test_an_output_that_begins_again_is_unfinished_from_then_on(tmp_path: Path) 
 
 def test_a_retry_keeps_the_rows_until_there_are_new_ones(tmp_path: Path) -> None:
     finished(tmp_path)
-    before = held(tmp_path)
+    before = image_ids(tmp_path)
     _, todo = output(tmp_path, replaces=True).begin(SETTINGS, MANIFEST, retry_quarantined=True)
-    assert len(todo) == 3 and not record(tmp_path)["finished"] and held(tmp_path) == before
+    assert len(todo) == 3 and not record(tmp_path)["finished"] and image_ids(tmp_path) == before
 
 
 class Stopped(Exception):
@@ -105,18 +105,18 @@ class FailingLocation(Location):
 @pytest.mark.parametrize("steps", range(4))
 def test_a_retry_stopped_at_any_step_doubles_and_loses_no_row(tmp_path: Path, steps: int) -> None:
     """The row that was refused is predicted now; the shard counts as finished only with each row in one file."""
-    made = finished(tmp_path)
+    run = finished(tmp_path)
     shard = MANIFEST.shards[1].sha256
     output(tmp_path, replaces=True).begin(SETTINGS, MANIFEST, retry_quarantined=True)
     FailingLocation.left = steps
-    place = FailingLocation(made.prefix.filesystem, made.prefix.path, made.prefix.uri)
+    place = FailingLocation(run.prefix.filesystem, run.prefix.path, run.prefix.uri)
     stopped = False
     try:
         Output(place, PREDICTIONS, replaces=True).commit(shard, rows(["good-1", "bad-1"]), refused([]))
     except Stopped:
         stopped = True
     assert stopped == (steps < 3)
-    good, bad = held(tmp_path)
+    good, bad = image_ids(tmp_path)
     assert len({*good, *bad}) == len(good) + len(bad)
     _, todo = output(tmp_path).begin(SETTINGS, MANIFEST)
     assert {f"good-{number}" for number in (0, 2)} <= set(good)
@@ -127,10 +127,10 @@ def test_a_retry_stopped_at_any_step_doubles_and_loses_no_row(tmp_path: Path, st
 
 
 @pytest.mark.parametrize("steps", range(5))
-def test_overwriting_that_is_stopped_is_told_and_never_taken_for_a_run(tmp_path: Path, steps: int) -> None:
-    made = finished(tmp_path)
+def test_overwriting_that_is_stopped_is_reported_and_never_taken_for_a_run(tmp_path: Path, steps: int) -> None:
+    run = finished(tmp_path)
     FailingLocation.left = steps
-    place = FailingLocation(made.prefix.filesystem, made.prefix.path, made.prefix.uri)
+    place = FailingLocation(run.prefix.filesystem, run.prefix.path, run.prefix.uri)
     other = SETTINGS | {"model": "m/2"}
     with contextlib.suppress(Stopped):
         Output(place, PREDICTIONS).begin(other, MANIFEST, overwrite=True)
@@ -154,9 +154,9 @@ def test_rows_of_an_unknown_run_are_not_taken_over(tmp_path: Path) -> None:
             output(tmp_path).begin(SETTINGS, MANIFEST)
 
 
-def test_rows_that_are_not_seen_from_here_end_the_run(tmp_path: Path) -> None:
-    made = finished(tmp_path)
-    made.check_complete(MANIFEST.shards)
+def test_rows_files_that_are_not_visible_here_end_the_run(tmp_path: Path) -> None:
+    run = finished(tmp_path)
+    run.check_complete(MANIFEST.shards)
     (tmp_path / "predictions" / part_name(MANIFEST.shards[0].sha256)).unlink()
     with pytest.raises(MedFocusError, match="rows of 1 of 3 shards were written and are not there"):
-        made.check_complete(MANIFEST.shards)
+        run.check_complete(MANIFEST.shards)

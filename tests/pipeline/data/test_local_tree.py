@@ -81,7 +81,7 @@ def test_a_name_that_is_not_utf8_comes_with_all_its_bytes(top: Path) -> None:
     assert names(top) == ["a/1.png", "m\udcfcll/\udce9\udcff.png"]
 
 
-def test_what_is_no_file_is_told_and_nothing_waits_for_it(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_file_has_an_entry_and_nothing_waits_for_it(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.mkfifo(top / "pipe.png")
     (top / "link-to-pipe.png").symlink_to("pipe.png")
     (top / "device.png").symlink_to("/dev/zero")
@@ -102,7 +102,7 @@ def test_what_is_no_file_is_told_and_nothing_waits_for_it(top: Path, monkeypatch
     assert names(top, Kind.REPEATED) == ["link-to-pipe.png"] and names(top) == ["a/1.png"]
 
 
-def test_a_folder_that_may_not_be_read_costs_itself(top: Path, plain_user: None) -> None:
+def test_a_folder_that_may_not_be_read_stops_nothing_else(top: Path, plain_user: None) -> None:
     write(top / "closed" / "3.png")
     write(top / "half" / "4.png")
     (top / "closed").chmod(0)
@@ -120,5 +120,6 @@ def test_a_folder_that_may_not_be_read_costs_itself(top: Path, plain_user: None)
 def test_no_message_names_anything(top: Path) -> None:
     (top / "Smith.png").symlink_to("nothing")
     os.mkfifo(top / "Jones.png")
-    told = [entry.message for entry in entries(top) if entry.kind is Kind.TROUBLE]
-    assert len(told) == 2 and not any(name in message for name in ("Smith", "Jones", str(top)) for message in told)
+    messages = [entry.message for entry in entries(top) if entry.kind is Kind.TROUBLE]
+    assert len(messages) == 2
+    assert not any(name in message for name in ("Smith", "Jones", str(top)) for message in messages)

@@ -16,7 +16,7 @@ def test_schema_name_version_and_classes_travel_in_the_file() -> None:
 
 
 @pytest.mark.parametrize(
-    ("schema", "told"),
+    ("schema", "message"),
     [
         (records.SHARD.remove(1), "column image is missing"),
         (records.SHARD.set(1, pa.field("image", pa.string())), "column image is string, expected binary"),
@@ -25,8 +25,8 @@ def test_schema_name_version_and_classes_travel_in_the_file() -> None:
         (records.SHARD.with_metadata(records.SHARD.metadata | {b"medfocus.version": b"0"}), "schema version 0"),
     ],
 )
-def test_a_file_that_is_not_the_record_is_refused(schema: pa.Schema, told: str) -> None:
-    with pytest.raises(UsageError, match=told) as caught:
+def test_a_file_that_is_not_the_record_is_refused(schema: pa.Schema, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
         records.check_record(schema, records.SHARD, "s3://b/shard-1.parquet")
     assert str(caught.value).startswith("s3://b/shard-1.parquet: ")
 

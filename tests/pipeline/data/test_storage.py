@@ -67,13 +67,13 @@ def test_a_missing_bucket_is_named(s3: Callable[[str], str]) -> None:
         locate("s3://no-such-bucket-here/x", StorageSection()).files()
 
 
-def test_a_dead_endpoint_is_told(s3: Callable[[str], str]) -> None:
+def test_a_dead_endpoint_is_reported(s3: Callable[[str], str]) -> None:
     section = StorageSection(s3_endpoint=f"http://127.0.0.1:{servers.free_port()}")
     with pytest.raises(ServiceError, match="the service does not answer"):
         locate("s3://bucket/x", section).read()
 
 
-def test_wrong_credentials_are_told(s3: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_credentials_are_reported(s3: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
     with servers.s3({"INITIAL_NO_AUTH_ACTION_COUNT": "0"}) as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAWRONG")
@@ -100,7 +100,7 @@ def enforcing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def test_right_credentials_serve_and_a_wrong_secret_is_told(
+def test_right_credentials_serve_and_a_wrong_secret_is_reported(
     s3: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with enforcing(monkeypatch):
@@ -141,7 +141,7 @@ ODD_KEYS = ["//b.png", "/lead.png", "a///c.png", "a/./d.png", "a/../e.png"]
 PLAIN_KEYS = ["a/f g+h%20i#j?.png", "a/\u00fc.png", "a/u\u0308.png", "a/k\\l.png", "a/m .png", "a/f/n.png", "a/f"]
 
 
-def test_a_walk_tells_which_objects_cannot_be_addressed_and_reads_the_others(s3: Callable[[str], str]) -> None:
+def test_a_walk_marks_objects_that_cannot_be_addressed(s3: Callable[[str], str]) -> None:
     place = locate(s3("odd-keys"), StorageSection())
     client = boto3.client("s3", region_name="us-east-1")
     for key in [*ODD_KEYS, *PLAIN_KEYS, "marker/", "a/marker/", ".git/x.png", "a/.hidden/y.png"]:
@@ -159,7 +159,7 @@ def test_a_walk_tells_which_objects_cannot_be_addressed_and_reads_the_others(s3:
 
 
 @pytest.mark.parametrize("uri", ["s3://odd//lead", "s3://odd/a//b/", "s3://odd/../x", "s3://odd/a/./b"])
-def test_a_prefix_that_cannot_be_addressed_is_told(s3: Callable[[str], str], uri: str) -> None:
+def test_a_prefix_that_cannot_be_addressed_is_reported(s3: Callable[[str], str], uri: str) -> None:
     with pytest.raises(StorageError, match="which cannot be addressed; give another prefix") as caught:
         locate(uri, StorageSection())
     assert str(caught.value).startswith(f"{uri}: ") and "\n" not in str(caught.value)
@@ -176,7 +176,7 @@ def test_local_names_that_are_not_utf8_are_read_and_have_a_uri_that_is(tmp_path:
     assert (locate(str(tmp_path), StorageSection()) / "100%.png").uri == f"{tmp_path}/100%.png"
 
 
-def test_a_path_of_a_call_that_is_not_utf8_is_told(tmp_path: Path) -> None:
+def test_a_path_of_a_call_that_is_not_utf8_is_reported(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"^file:///.*/caf%E9: the path is not UTF-8; rename it, or give a link"):
         locate(f"{tmp_path}/caf\udce9", StorageSection())
 
@@ -230,7 +230,7 @@ def test_a_proxy_of_the_other_scheme_is_not_used(
 
 
 @pytest.mark.parametrize("address", ["socks5://doctor:secret-word@127.0.0.1:1080", "http://doctor:secret-word@h:x"])
-def test_a_proxy_that_cannot_be_used_is_told_without_its_password(
+def test_a_proxy_that_cannot_be_used_is_reported_without_its_password(
     s3: Callable[[str], str], unproxied: None, monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
     bucket = s3("odd-proxy")
@@ -240,7 +240,7 @@ def test_a_proxy_that_cannot_be_used_is_told_without_its_password(
     assert "secret-word" not in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_proxy_that_does_not_answer_is_told_without_its_password(
+def test_a_proxy_that_does_not_answer_is_reported_without_its_password(
     s3: Callable[[str], str], unproxied: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bucket = s3("dead-proxy")

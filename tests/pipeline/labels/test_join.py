@@ -157,7 +157,7 @@ def test_the_log_counts_and_names_nothing(caplog: pytest.LogCaptureFixture) -> N
     assert told == [
         "labels joined",
         "labels joined loosely: 1 by another spelling of the path, 1 by another letter case, 1 without the suffix",
-        "1 labels name no image that is there and are left out",
+        "1 labels name no image of the source and are left out",
     ]
     assert caplog.records[0].fields == {"images": 3, "images_without_label": 1}  # type: ignore[attr-defined]
 

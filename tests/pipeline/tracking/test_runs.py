@@ -15,7 +15,7 @@ def config(tmp_path: Path, mlflow_url: str, monkeypatch: pytest.MonkeyPatch) -> 
     return load_config(None, [f"work={tmp_path}", "train.epochs=7", f"tracking.experiment={tmp_path.name}"])
 
 
-def test_a_run_holds_its_configuration_numbers_and_data(config: Config) -> None:
+def test_a_run_has_its_configuration_metrics_and_data(config: Config) -> None:
     with runs.run("score", config) as active:
         runs.log_parameters({"model_version": "m/1"})
         runs.log_metrics({"rows": 3, "share": 0.5, "name": "left out"})
@@ -40,7 +40,7 @@ def test_two_work_folders_in_one_process_keep_their_own_store(tmp_path: Path) ->
         assert store.get_run(active.info.run_id).info.status == "FINISHED"
 
 
-def test_more_metrics_than_one_request_takes_are_all_kept(config: Config) -> None:
+def test_more_metrics_than_one_request_may_have_are_all_logged(config: Config) -> None:
     values = {f"m{number}": float(number) for number in range(1201)}
     with runs.run("evaluate", config) as active:
         runs.log_metrics(values)
@@ -48,13 +48,13 @@ def test_more_metrics_than_one_request_takes_are_all_kept(config: Config) -> Non
 
 
 @pytest.mark.parametrize(("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")])
-def test_how_a_run_ended_is_kept(config: Config, error: type[BaseException], status: str) -> None:
+def test_a_failed_and_an_interrupted_run_are_marked_so(config: Config, error: type[BaseException], status: str) -> None:
     with pytest.raises(error), runs.run("train", config) as active:
         raise error
     assert mlflow.get_run(active.info.run_id).info.status == status
 
 
-def test_a_run_goes_on_where_it_was_and_an_unknown_one_is_new(config: Config) -> None:
+def test_a_run_is_continued_and_an_unknown_one_is_replaced_by_a_new_one(config: Config) -> None:
     with pytest.raises(ValueError), runs.run("score", config) as first:
         raise ValueError
     with runs.run("score", config, resume=first.info.run_id) as again:
@@ -85,7 +85,7 @@ def test_without_a_server_the_store_is_in_the_work_folder(tmp_path: Path) -> Non
     assert [path.read_text() for path in (tmp_path / "new" / "mlartifacts").rglob("file.txt")] == ["content"]
 
 
-def test_a_store_that_does_not_answer_is_told_without_its_password(
+def test_the_error_about_a_store_that_does_not_answer_has_no_password(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret-word@127.0.0.1:{servers.free_port()}")

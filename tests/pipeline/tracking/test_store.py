@@ -1,4 +1,4 @@
-"""The embedded store under several commands at once, after a kill, in odd folders and in another place than before."""
+"""The embedded store with several commands at once, after a kill, in oddly named folders and after a move."""
 
 import shutil
 import signal
@@ -19,7 +19,7 @@ from medfocus.pipeline.config import Config
 from medfocus.pipeline.tracking import runs
 from medfocus.pipeline.tracking.store import TrackingError, attempt, sqlite_uri
 
-# A command's part of it, at a moment that all of them share.
+# A command that waits for the start signal, so that several of them connect at the same moment.
 RUN = """
 import sys, time
 from medfocus.pipeline.tracking import runs
@@ -34,8 +34,8 @@ with runs.run("pack", config):
 """
 
 
-def at_once(work: Path, count: int) -> list[subprocess.CompletedProcess[str]]:
-    """Run ``RUN`` in so many processes that connect at the same moment."""
+def run_at_once(work: Path, count: int) -> list[subprocess.CompletedProcess[str]]:
+    """Run ``RUN`` in ``count`` processes that connect at the same moment."""
     command = [sys.executable, "-c", RUN, str(work)]
     pipe = subprocess.PIPE
     running = [subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) for _ in range(count)]
@@ -45,10 +45,10 @@ def at_once(work: Path, count: int) -> list[subprocess.CompletedProcess[str]]:
         assert process.stdin is not None
         process.stdin.write("\n")
         process.stdin.flush()
-    told = [process.communicate(timeout=200) for process in running]
+    outputs = [process.communicate(timeout=200) for process in running]
     return [
         subprocess.CompletedProcess(command, process.returncode, out, err)
-        for process, (out, err) in zip(running, told, strict=True)
+        for process, (out, err) in zip(running, outputs, strict=True)
     ]
 
 
@@ -57,15 +57,15 @@ def runs_of(work: Path) -> list[mlflow.entities.Run]:
     return client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
 
 
-def test_commands_that_begin_at_once_in_a_new_folder_all_end_well(tmp_path: Path) -> None:
-    ended = at_once(tmp_path / "work", 4)
-    assert [(one.returncode, one.stderr) for one in ended] == [(0, "")] * 4
-    found = runs_of(tmp_path / "work")
-    assert [run.info.status for run in found] == ["FINISHED"] * 4
-    assert {len(run.inputs.dataset_inputs) for run in found} == {1}
+def test_commands_that_start_at_once_in_a_new_folder_all_succeed(tmp_path: Path) -> None:
+    processes = run_at_once(tmp_path / "work", 4)
+    assert [(one.returncode, one.stderr) for one in processes] == [(0, "")] * 4
+    finished = runs_of(tmp_path / "work")
+    assert [run.info.status for run in finished] == ["FINISHED"] * 4
+    assert {len(run.inputs.dataset_inputs) for run in finished} == {1}
 
 
-def test_a_command_killed_while_it_makes_the_store_is_no_trouble(tmp_path: Path) -> None:
+def test_a_command_killed_while_it_creates_the_store_leaves_no_broken_store(tmp_path: Path) -> None:
     work = tmp_path / "work"
     draft = work / ".mlflow.db.draft"
     process = subprocess.Popen([sys.executable, "-c", RUN, str(work)], stdin=subprocess.PIPE, text=True)
@@ -84,21 +84,21 @@ def test_a_command_killed_while_it_makes_the_store_is_no_trouble(tmp_path: Path)
     assert [run.info.status for run in runs_of(work)] == ["FINISHED"] and not draft.exists()
 
 
-def test_a_write_that_meets_another_is_made_again() -> None:
+def test_a_write_that_collides_with_another_is_retried() -> None:
     engine = sqlalchemy.create_engine("sqlite://")
-    tries = []
+    attempts = []
 
     def write() -> str:
-        tries.append(1)
+        attempts.append(1)
         with engine.connect() as connection:
             connection.execute(sqlalchemy.text("CREATE TABLE IF NOT EXISTS t (name TEXT UNIQUE)"))
-            if len(tries) < 3:
+            if len(attempts) < 3:
                 connection.execute(sqlalchemy.text("INSERT INTO t VALUES ('a'), ('a')"))
         return "written"
 
-    assert attempt(write) == "written" and len(tries) == 3
+    assert attempt(write) == "written" and len(attempts) == 3
     with pytest.raises(IntegrityError):
-        tries.clear()
+        attempts.clear()
         write()
 
 
@@ -125,8 +125,8 @@ def record(config: Config) -> str:
     client = mlflow.MlflowClient()
     if not client.search_registered_models(filter_string="name='m'"):
         client.create_registered_model("m")
-    made = client.create_model_version("m", f"{active.info.artifact_uri}/model", active.info.run_id)
-    return f"models:/m/{made.version}"
+    version = client.create_model_version("m", f"{active.info.artifact_uri}/model", active.info.run_id)
+    return f"models:/m/{version.version}"
 
 
 def content(config: Config, uri: str) -> str:
@@ -143,7 +143,7 @@ def test_a_work_folder_that_is_moved_keeps_its_models(tmp_path: Path) -> None:
     newer = record(second)
     assert not (tmp_path / "first place?").exists()
     (tmp_path / "second").rename(tmp_path / "third")
-    assert [content(third, known) for known in (uri, other, newer)] == ["content"] * 3
+    assert [content(third, model) for model in (uri, other, newer)] == ["content"] * 3
     assert [path.name for path in tmp_path.iterdir()] == ["third"]
 
 
@@ -162,7 +162,7 @@ def test_a_copy_of_a_work_folder_uses_its_own_files(tmp_path: Path) -> None:
     assert place == (tmp_path / "first" / "mlartifacts").as_uri()
 
 
-def test_places_of_somebody_else_stay_as_they_are(tmp_path: Path) -> None:
+def test_other_paths_stay_when_the_work_folder_moves(tmp_path: Path) -> None:
     config = Config(work=str(tmp_path / "first"))
     record(config)
     mlflow.create_experiment("mine", artifact_location=(tmp_path / "mine").as_uri())
@@ -187,7 +187,7 @@ def test_a_deleted_run_is_followed_by_a_new_one(tmp_path: Path, caplog: pytest.L
     assert mlflow.get_run(again.info.run_id).info.status == "FINISHED"
 
 
-def test_a_run_that_is_deleted_while_it_runs_is_told(tmp_path: Path) -> None:
+def test_the_error_about_a_run_deleted_while_it_runs_has_a_mend(tmp_path: Path) -> None:
     with pytest.raises(TrackingError, match="the same call goes on with a new run") as caught:
         with runs.run("score", Config(work=str(tmp_path))) as active:
             mlflow.MlflowClient().delete_run(active.info.run_id)
@@ -195,7 +195,7 @@ def test_a_run_that_is_deleted_while_it_runs_is_told(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_deleted_experiment_is_told_with_the_mend(tmp_path: Path) -> None:
+def test_the_error_about_a_deleted_experiment_has_a_mend(tmp_path: Path) -> None:
     config = Config(work=str(tmp_path))
     with runs.run("score", config) as first:
         pass
@@ -211,7 +211,7 @@ def test_a_deleted_experiment_is_told_with_the_mend(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("uri", "told"),
+    ("uri", "mend"),
     [
         ("postgresql://doctor:secret-word@127.0.0.1/runs", "pip install 'medfocus[postgres]' and begin the URI with"),
         ("mysql://doctor:secret-word@127.0.0.1/runs", "pip install 'medfocus[mysql]' and begin the URI with"),
@@ -223,30 +223,30 @@ def test_a_deleted_experiment_is_told_with_the_mend(tmp_path: Path) -> None:
         ("sqlite:////proc/nothing/mlflow.db", "cannot be made"),
     ],
 )
-def test_a_store_that_cannot_be_used_is_told_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, told: str
+def test_the_error_about_an_unusable_store_is_one_line_with_a_mend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, mend: str
 ) -> None:
     for driver in ("psycopg", "psycopg2", "MySQLdb", "pyodbc"):
         monkeypatch.setitem(sys.modules, driver, None)  # as on a machine that lacks it
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with pytest.raises(TrackingError) as caught:
         runs.connect(Config(work=str(tmp_path)))
-    assert told in str(caught.value) and "secret-word" not in str(caught.value) and "\n" not in str(caught.value)
+    assert mend in str(caught.value) and "secret-word" not in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_damaged_store_is_told(tmp_path: Path) -> None:
+def test_the_error_about_a_damaged_store_has_a_mend(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_bytes(b"this is no database" * 100)
     with pytest.raises(TrackingError, match=r"the file is damaged; restore it"):
         runs.connect(Config(work=str(tmp_path)))
 
 
-def test_a_work_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_the_error_about_an_impossible_work_folder_has_a_mend(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(TrackingError, match="set work to a folder that can be written"):
         runs.connect(Config(work=str(tmp_path / "file" / "work")))
 
 
-def test_an_empty_database_file_is_no_trouble(tmp_path: Path) -> None:
+def test_an_empty_database_file_becomes_a_store(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").touch()
     with runs.run("pack", Config(work=str(tmp_path))):
         pass

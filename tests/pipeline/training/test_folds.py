@@ -33,11 +33,11 @@ def test_no_patient_is_in_two_folds_and_every_class_is_always_learned(pairs: lis
         return
     assert list(folds) != [] and set(folds) == set(labels["image_id"])
     assert 2 <= len(set(folds.values())) <= count
-    where: dict[str, set[int]] = {}
+    folds_of_patient: dict[str, set[int]] = {}
     for number, (_, patient) in enumerate(pairs):
         if patient is not None:
-            where.setdefault(patient, set()).add(folds[f"i{number}"])
-    assert all(len(found) == 1 for found in where.values())
+            folds_of_patient.setdefault(patient, set()).add(folds[f"i{number}"])
+    assert all(len(numbers) == 1 for numbers in folds_of_patient.values())
     for held_out in set(folds.values()):
         learned = {label for number, (label, _) in enumerate(pairs) if folds[f"i{number}"] != held_out}
         assert learned == {label for label, _ in pairs}
@@ -45,19 +45,19 @@ def test_no_patient_is_in_two_folds_and_every_class_is_always_learned(pairs: lis
 
 
 @pytest.mark.parametrize(
-    ("pairs", "told"),
+    ("pairs", "message"),
     [
         ([("a", None)] * 9, "hold 1 class"),
         ([("a", None)] * 5 + [("b", None)], "class b has one example"),
         ([("a", None)] * 5 + [("b", "p"), ("b", "p")], "class b comes from one patient"),
     ],
 )
-def test_classes_that_cannot_be_split_are_named(pairs: list, told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_classes_that_cannot_be_split_are_named(pairs: list, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         assign_folds(table(pairs), 3, 0)
 
 
-def test_a_patient_named_like_an_image_is_another() -> None:
+def test_a_patient_may_have_the_name_of_an_image() -> None:
     labels = table([("a", "i1"), ("a", None), ("b", None), ("b", None)])
     assert len(assign_folds(labels, 2, 0)) == 4
 
@@ -106,28 +106,28 @@ def test_near_duplicates_are_joined_as_far_as_folds_allow(
     st.integers(2, 5),
     st.integers(0, 3),
 )
-def test_look_alikes_never_make_folds_impossible(classes: list, near: list, count: int, seed: int) -> None:
-    """However many look alike, even all: with as many images a class as folds, there are folds of that number."""
+def test_similar_images_never_make_folds_impossible(classes: list, near: list, count: int, seed: int) -> None:
+    """Even if all are similar: with as many images of each class as folds, there are as many folds as intended."""
     counts = Counter(classes)
     if len(counts) < 2 or min(counts.values()) < count:
         return
     labels = table([(label, None) for label in classes])
     chain = [(row, row + 1) for row in range(len(classes) - 1)]
-    for alike in (near, chain):
-        pairs = [Pair(f"i{one % len(classes)}", f"i{other % len(classes)}", False) for one, other in alike]
+    for similar in (near, chain):
+        pairs = [Pair(f"i{one % len(classes)}", f"i{other % len(classes)}", False) for one, other in similar]
         neighbours = Neighbours(pairs, True)
         folds, held_out = split_rows(labels, neighbours, count, seed)
         assert set(folds.values()) == set(range(count))
         for fold in range(count):
             assert {label for row, label in enumerate(classes) if folds[f"i{row}"] != fold} == set(counts)
-        parted = sum(folds[pair.first] != folds[pair.second] for pair in pairs)
-        assert held_out.near_duplicates_apart >= parted
+        apart = sum(folds[pair.first] != folds[pair.second] for pair in pairs)
+        assert held_out.near_duplicates_apart >= apart
         group, _ = group_rows(labels, neighbours, count)
         largest = Counter(zip(group, classes, strict=True))
         assert all(size <= -(-counts[label] // count) for (_, label), size in largest.items())
 
 
-def test_groups_of_several_classes_that_leave_no_folds_are_taken_apart() -> None:
+def test_groups_of_several_classes_that_make_folds_impossible_are_divided() -> None:
     """Three groups of two classes each cannot be in two folds with every class on both sides."""
     labels = table([(label, None) for label in "accbba"])
     pairs = [Pair("i0", "i1", False), Pair("i2", "i3", False), Pair("i4", "i5", False)]
@@ -142,7 +142,7 @@ def test_the_order_of_rows_changes_no_fold() -> None:
     assert assign_folds(labels, 3, 0) == assign_folds(shuffled(labels, order), 3, 0)
 
 
-def test_an_image_joins_the_known_patient_it_is_most_like() -> None:
+def test_an_image_joins_the_known_patient_of_the_most_similar_image() -> None:
     labels = table([("a", "p"), ("a", "q"), ("a", None), ("a", None), ("b", None), ("b", None), ("b", None)])
     pairs = [Pair("i1", "i2", False), Pair("i0", "i2", False), Pair("i0", "i1", True)]
     group, held_out = group_rows(labels, Neighbours(pairs, True), 2)
@@ -158,7 +158,7 @@ def test_a_class_of_copies_of_one_image_cannot_be_held_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("patients", "compared", "told"),
+    ("patients", "compared", "extract"),
     [
         (["p", "q", "r", "s"], False, "held out by patient: 4 rows of 4 patients, none on both sides"),
         ([None] * 4, True, "no patient_id: images of one patient may be on both sides, held-out figures are likely"),
@@ -167,7 +167,7 @@ def test_a_class_of_copies_of_one_image_cannot_be_held_out() -> None:
         (["p", "q", None, "s"], True, "no patient_id for 1 of 4 rows: images of one patient may be on both sides"),
     ],
 )
-def test_how_rows_are_held_out_is_one_sentence(patients: list, compared: bool, told: str) -> None:
+def test_how_rows_are_held_out_is_one_sentence(patients: list, compared: bool, extract: str) -> None:
     labels = table([("ab"[row % 2], patient) for row, patient in enumerate(patients)])
     _, held_out = group_rows(labels, Neighbours([], compared), 2)
-    assert told in held_out.sentence and "\n" not in held_out.sentence
+    assert extract in held_out.sentence and "\n" not in held_out.sentence

@@ -1,4 +1,4 @@
-"""Near-duplicates among images whose patients are known here, and hidden from the search."""
+"""Near-duplicates among images whose patients the tests know and the search does not."""
 
 import hashlib
 import io
@@ -31,27 +31,27 @@ def patients(count: int, slices: int, seed: int = 0) -> tuple[np.ndarray, np.nda
     return (centres + 0.3 * random.normal(size=centres.shape)).astype(np.float32), np.repeat(np.arange(count), slices)
 
 
-def grouped(found: Neighbours, labels: dict[str, str], folds: int = 3) -> np.ndarray:
+def grouped(neighbours: Neighbours, labels: dict[str, str], folds: int = 3) -> np.ndarray:
     table = {"image_id": list(labels), "label": list(labels.values()), "patient_id": [None] * len(labels)}
-    return np.array(group_rows(table, found, folds)[0])
+    return np.array(group_rows(table, neighbours, folds)[0])
 
 
 @pytest.mark.parametrize("classes_of_a_patient", [1, 2])
-def test_slices_of_a_patient_are_found_and_others_are_not(classes_of_a_patient: int) -> None:
+def test_slices_of_one_patient_are_joined_and_others_are_not(classes_of_a_patient: int) -> None:
     values, patient = patients(80, 5)
     classes = (patient + (np.arange(len(patient)) % classes_of_a_patient)) % 4
-    known = sketches(values)
-    labels = {image: f"c{one}" for image, one in zip(known.image_ids, classes, strict=True)}
-    group = grouped(find_neighbours(known, labels), labels)
+    archive = sketches(values)
+    labels = {image: f"c{one}" for image, one in zip(archive.image_ids, classes, strict=True)}
+    group = grouped(find_neighbours(archive, labels), labels)
     assert 70 <= len(set(group)) <= 80
     assert all(len(set(group[patient == one])) == 1 for one in range(80))
 
 
 @pytest.mark.parametrize("count", [20, 100, 500])
 def test_images_of_as_many_patients_stay_apart(count: int) -> None:
-    known = sketches(np.random.default_rng(1).normal(size=(count, 512)))
-    labels = {image: f"c{row % 4}" for row, image in enumerate(known.image_ids)}
-    assert len(set(grouped(find_neighbours(known, labels), labels))) >= 0.85 * count
+    archive = sketches(np.random.default_rng(1).normal(size=(count, 512)))
+    labels = {image: f"c{row % 4}" for row, image in enumerate(archive.image_ids)}
+    assert len(set(grouped(find_neighbours(archive, labels), labels))) >= 0.85 * count
 
 
 @settings(max_examples=30, deadline=None)
@@ -61,26 +61,26 @@ def test_the_order_of_rows_does_not_matter_and_copies_are_found(
 ) -> None:
     values, _ = patients(count, slices, seed=count)
     values = np.concatenate([values, np.repeat(values[:1], copies, axis=0)])
-    known = sketches(values)
-    labels = {image: f"c{row % 3}" for row, image in enumerate(known.image_ids)}
-    found = find_neighbours(known, labels)
+    archive = sketches(values)
+    labels = {image: f"c{row % 3}" for row, image in enumerate(archive.image_ids)}
+    neighbours = find_neighbours(archive, labels)
     shuffled = np.random.default_rng(copies).permutation(len(values))
-    again = find_neighbours(sketches(values[shuffled], [known.image_ids[row] for row in shuffled]), labels)
-    assert list(found.pairs) == list(again.pairs) and found.compared == again.compared
-    assert sum(pair.identical for pair in found.pairs) == copies
-    group = grouped(found, labels, folds)
+    again = find_neighbours(sketches(values[shuffled], [archive.image_ids[row] for row in shuffled]), labels)
+    assert list(neighbours.pairs) == list(again.pairs) and neighbours.compared == again.compared
+    assert sum(pair.identical for pair in neighbours.pairs) == copies
+    group = grouped(neighbours, labels, folds)
     assert len(set(group[[0, *range(count * slices, len(values))]])) == 1
 
 
 @pytest.mark.parametrize("values", [np.zeros((40, 512)), np.repeat(np.eye(2, 512), 20, axis=0)])
-def test_few_different_pictures_are_found_as_such(values: np.ndarray) -> None:
-    known = sketches(values)
-    found = find_neighbours(known, dict.fromkeys(known.image_ids, "c"))
-    assert not found.compared and len(found.pairs) == 40 - len(np.unique(values, axis=0))
+def test_too_few_different_images_give_identical_pairs_only(values: np.ndarray) -> None:
+    archive = sketches(values)
+    neighbours = find_neighbours(archive, dict.fromkeys(archive.image_ids, "c"))
+    assert not neighbours.compared and len(neighbours.pairs) == 40 - len(np.unique(values, axis=0))
 
 
 def tokens(images: list[bytes], clip: torch.nn.Module) -> Sketches:
-    """Sketches as ``embed`` and ``train`` make them of images, without finding regions."""
+    """Sketches of images as ``embed`` and ``train`` compute them, without regions."""
     tower = ImageTower(clip, 4).eval()
     batch = {
         "image_id": np.array([f"i{row:03d}" for row in range(len(images))], object),
@@ -90,8 +90,8 @@ def tokens(images: list[bytes], clip: torch.nn.Module) -> Sketches:
     decoded = Decode(size=224, max_pixels=10**8)(batch)
     assert not any(decoded["error"])
     with torch.inference_mode():
-        made = tower.lower(tower.normalise(torch.from_numpy(np.stack(decoded["pixels"])))).half().numpy()
-    flat = made[:, 1:].reshape(len(made), -1).astype(np.float32)
+        lower = tower.lower(tower.normalise(torch.from_numpy(np.stack(decoded["pixels"])))).half().numpy()
+    flat = lower[:, 1:].reshape(len(lower), -1).astype(np.float32)
     return sketches(SparseRandomProjection(512, random_state=0).fit_transform(flat))
 
 
@@ -102,17 +102,17 @@ def png(image: Image.Image) -> bytes:
 
 
 def near_copy(image: Image.Image, step: int) -> Image.Image:
-    """The image as the next slice but one of a series might be: turned, shifted, larger, and exposed otherwise."""
+    """An image as a nearby slice might look: turned, shifted, enlarged, and of another brightness."""
     width, height = image.size
-    grown = image.resize((width * (100 + step) // 100, height * (100 + step) // 100))
-    turned = grown.rotate(step, translate=(step, -step))
+    enlarged = image.resize((width * (100 + step) // 100, height * (100 + step) // 100))
+    turned = enlarged.rotate(step, translate=(step, -step))
     return turned.crop((0, 0, width, height)).point(lambda grey: grey * (1 - 0.04 * step))
 
 
 def recall_and_precision(group: np.ndarray, patient: np.ndarray) -> tuple[float, float]:
     one, other = np.triu_indices(len(group), 1)
-    together, same = group[one] == group[other], patient[one] == patient[other]
-    return together[same].mean(), same[together].mean()
+    joined, same = group[one] == group[other], patient[one] == patient[other]
+    return joined[same].mean(), same[joined].mean()
 
 
 def test_phantoms_and_their_near_copies(starter_clip: torch.nn.Module) -> None:
@@ -123,9 +123,9 @@ def test_phantoms_and_their_near_copies(starter_clip: torch.nn.Module) -> None:
         slices = [image] + [near_copy(image, step) for step in range(1, 1 + number % 3)]
         images += [png(one) for one in slices]
         patient += [number] * len(slices)
-    known = tokens(images, starter_clip)
-    labels = {image: drawn[number].label for image, number in zip(known.image_ids, patient, strict=True)}
-    recall, precision = recall_and_precision(grouped(find_neighbours(known, labels), labels), np.array(patient))
+    archive = tokens(images, starter_clip)
+    labels = {image: drawn[number].label for image, number in zip(archive.image_ids, patient, strict=True)}
+    recall, precision = recall_and_precision(grouped(find_neighbours(archive, labels), labels), np.array(patient))
     assert recall > 0.9 and precision > 0.4
 
 
@@ -137,8 +137,8 @@ def test_real_slices_and_their_near_copies(brain_mri: Path, starter_clip: torch.
         slices = [image] + ([near_copy(image, 1)] if number % 2 else [])
         images += [png(one) for one in slices]
         patient += [number] * len(slices)
-    known = tokens(images, starter_clip)
-    labels = {image: files[number].parent.name for image, number in zip(known.image_ids, patient, strict=True)}
-    group = grouped(find_neighbours(known, labels), labels)
+    archive = tokens(images, starter_clip)
+    labels = {image: files[number].parent.name for image, number in zip(archive.image_ids, patient, strict=True)}
+    group = grouped(find_neighbours(archive, labels), labels)
     assert recall_and_precision(group, np.array(patient))[0] > 0.9
     assert np.unique(group, return_counts=True)[1].max() < len(group) / 8

@@ -1,4 +1,4 @@
-"""What the decode stage shows of every kind of file, against what a viewer shows (``viewer``)."""
+"""The pictures that the decode stage makes of every kind of file, against those of a viewer (``viewer``)."""
 
 import io
 import resource
@@ -29,12 +29,12 @@ CASES = list(cases())
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.container}, {case.colour}, {case.samples}")
-def test_what_is_shown_is_what_a_viewer_shows(case: Case) -> None:
+def test_a_file_is_decoded_as_a_viewer_shows_it(case: Case) -> None:
     outcome = case.outcome()
     assert outcome == case.wanted or (case.wanted not in (VALUE, WINDOW) and outcome.startswith(case.wanted + ": "))
 
 
-def test_the_document_holds_the_table() -> None:
+def test_the_table_in_the_document_is_up_to_date() -> None:
     assert document() == table(), "run: python -m tests.stages.formats.document --write"
 
 
@@ -62,7 +62,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("planar", ["contig", "separate"])
 @pytest.mark.parametrize("kind", ["u1", "u2", "i2", "u4", "f4", "f8"])
-def test_a_tiff_is_shown_alike_however_it_is_laid_out(kind: str, planar: str, order: str, layout: str) -> None:
+def test_a_tiff_is_decoded_alike_in_each_layout(kind: str, planar: str, order: str, layout: str) -> None:
     samples = shallow(COLOUR, 8) if kind == "u1" else deep(COLOUR, kind)
     stored = np.moveaxis(samples, 2, 0) if planar == "separate" else samples
     buffer = io.BytesIO()
@@ -110,11 +110,11 @@ def test_an_orientation_is_applied_once_in_every_container(kind: str, orientatio
 
 @settings(max_examples=150, deadline=None)
 @given(case=st.sampled_from([case for case in CASES if case.wanted in (VALUE, WINDOW)]), share=st.floats(0, 1))
-def test_a_file_that_is_cut_off_is_refused_or_whole(case: Case, share: float) -> None:
-    """No part of a picture passes for all of it, and what is said of a file that is cut off is true."""
+def test_a_truncated_file_is_refused_unless_its_image_is_complete(case: Case, share: float) -> None:
+    """A part of a picture never passes for all of it, and the error of a truncated file is true."""
     cut = Case(**{**vars(case), "content": case.content[: int(len(case.content) * share)]})
     outcome = cut.outcome()
-    if outcome in (VALUE, WINDOW):  # nothing was lost but what comes after the image
+    if outcome in (VALUE, WINDOW):  # only bytes after the image are lost
         return
     kind = outcome.partition(": ")[0]
     assert kind in ("EmptyImage", "Truncated", "Undecodable", "ManyFrames"), outcome
@@ -132,7 +132,7 @@ def test_damage_ends_in_quarantine_with_a_reason_or_in_a_picture(case: Case, dat
     assert out["error"][0] == "" or (len(out["message"][0]) > 10 and "\n" not in out["message"][0])
 
 
-def test_what_is_fully_transparent_is_never_seen() -> None:
+def test_a_fully_transparent_pixel_is_black() -> None:
     hidden, shown_value = 250, 40
     samples = np.full((64, 64, 4), hidden, np.uint8)
     samples[..., 3] = 0
@@ -143,8 +143,8 @@ def test_what_is_fully_transparent_is_never_seen() -> None:
 
 
 @pytest.mark.parametrize("side", [32, 64, 100])
-def test_ordinary_images_are_as_pillow_gives_them(side: int) -> None:
-    """The models and their masks are tuned on these pixels: not one may change."""
+def test_ordinary_images_are_decoded_as_pillow_decodes_them(side: int) -> None:
+    """The models were tuned on these pixels, so that none may change."""
     colour = shallow(COLOUR, 8)[:50]
     for image in (Image.fromarray(colour), Image.fromarray(colour[..., 0])):
         for kind, options in (("PNG", {}), ("JPEG", {}), ("TIFF", {}), ("BMP", {}), ("WEBP", {})):
@@ -157,7 +157,7 @@ def test_ordinary_images_are_as_pillow_gives_them(side: int) -> None:
 @pytest.mark.parametrize("kind", ["u1", "u2", "i4", "f4"])
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_the_window_is_that_of_numpy_however_large_the_image_is(kind: str, data: st.DataObject) -> None:
+def test_the_window_equals_that_of_numpy_at_any_size(kind: str, data: st.DataObject) -> None:
     """Bands of a few rows give the same window as the whole, whatever the values are."""
     height, width = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 9))
     seed, spread = data.draw(st.integers(0, 2**16)), data.draw(st.sampled_from([2, 30, 3000]))
@@ -166,7 +166,7 @@ def test_the_window_is_that_of_numpy_however_large_the_image_is(kind: str, data:
     samples = values.astype("u2" if kind == "u1" else kind)
     before, picture._BAND = picture._BAND, 16
     try:
-        (layer,) = picture.Raster(samples, None).show().layers
+        (layer,) = picture.Raster(samples, None).to_picture().layers
     finally:
         picture._BAND = before
     low, high = np.percentile(samples.astype(float), (0.5, 99.5))
@@ -222,8 +222,8 @@ def memory_limit(more: int) -> Iterator[None]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
 @pytest.mark.parametrize("kind", bombs())
-def test_a_header_that_names_too_much_is_enough_to_refuse(kind: str) -> None:
-    """Within a memory that decoding would pass: what the header names takes 4 GB or more."""
+def test_a_header_with_too_many_pixels_is_refused_before_decoding(kind: str) -> None:
+    """Under a limit of memory that decoding would exceed: the images in the headers take 4 GB or more."""
     content = bombs()[kind]
     with memory_limit(1 << 29):
         out = decoded(content)
@@ -245,8 +245,8 @@ print(out["error"][0])
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
 @pytest.mark.parametrize("kind", ["PNG", "PNG 16 bit", "TIFF"])
-def test_a_want_of_memory_is_told_from_damage(kind: str, tmp_path: Path) -> None:
-    """In a process of its own: what other tests have freed may be enough for the image."""
+def test_a_lack_of_memory_is_not_reported_as_damage(kind: str, tmp_path: Path) -> None:
+    """In a process of its own, because memory that other tests have freed may be enough for the image."""
     zeros = np.zeros((9000, 9000), np.uint16 if kind == "PNG 16 bit" else np.uint8)
     content = written(zeros, compression="zlib") if kind == "TIFF" else imagecodecs.png_encode(zeros, level=1)
     (tmp_path / "large").write_bytes(content)
@@ -260,7 +260,7 @@ def output_of(script: str, *files: Path) -> str:
     return subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def test_pillows_limit_of_pixels_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pixel_limit_of_pillow_has_no_effect(monkeypatch: pytest.MonkeyPatch) -> None:
     """An image that ``max_pixels`` allows is read in every container, whatever Pillow's own limit is, which stays."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     for case in CASES:
@@ -294,7 +294,7 @@ def test_an_image_of_16_bits_takes_a_few_bytes_a_pixel(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("codec", ["png_decode", "jpeg2k_decode", "jpegls_decode", "lerc_decode"])
-def test_a_codec_that_a_build_lacks_is_named(codec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_codec_that_the_build_lacks_is_named(codec: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """imagecodecs is built with and without each codec; what it does without one is to raise this when it is called."""
 
     def absent(*_: object, **__: object) -> None:
@@ -329,13 +329,13 @@ HEADERS: dict[str, tuple[Callable[[], bytes], str]] = {
 
 
 @pytest.mark.parametrize("suffix", HEADERS)
-def test_a_media_type_is_told_by_the_first_bytes(suffix: str) -> None:
+def test_the_media_type_depends_on_the_first_bytes(suffix: str) -> None:
     make, media_type = HEADERS[suffix]
     assert media_type_of(make()) == media_type_of(make()[:64]) == media_type
 
 
 @given(st.text(st.characters(min_codepoint=32, max_codepoint=0x2FF), min_size=64, max_size=99))
-def test_a_text_is_no_image(text: str) -> None:
+def test_a_text_has_no_media_type(text: str) -> None:
     signatures = ("GIF87a", "GIF89a", "8BPS", "DDS ", "P1", "P2", "P3", "P4", "P5", "P6")
     assert text.startswith(signatures) or text[4:8] == "ftyp" or media_type_of(text.encode()) is None
 
@@ -343,5 +343,5 @@ def test_a_text_is_no_image(text: str) -> None:
 @pytest.mark.parametrize(
     "text", [b"BM, the patient was seen", b"II* notes", b"P1 was seen on 3 May", b"GIF images", b"MM"]
 )
-def test_a_text_that_begins_as_an_image_does_is_none(text: bytes) -> None:
+def test_a_text_that_begins_like_an_image_has_no_media_type(text: bytes) -> None:
     assert media_type_of(text + b" " * 100) is None

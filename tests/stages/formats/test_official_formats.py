@@ -1,4 +1,4 @@
-"""Each official format of weights, at full size: what is loaded answers as what was saved.
+"""Each official format of weights, at full size: a loaded model gives the outputs of the saved one.
 
 The files are written here with random weights, in the layout that the projects publish.
 """
@@ -42,7 +42,7 @@ def same(found, expected) -> bool:
 
 
 @torch.inference_mode()
-def test_sam2_as_published(tmp_path: Path) -> None:
+def test_sam2_is_loaded_from_its_published_format(tmp_path: Path) -> None:
     """A PyTorch file with the tensors under ``model``."""
     model = "facebook/sam2.1-hiera-tiny"
     original = load_sam2(model, None, seed=1)
@@ -64,7 +64,7 @@ def vit():
 
 
 @pytest.mark.parametrize("name", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin", "epoch_32.pt"])
-def test_open_clip_as_published_and_as_trained(tmp_path: Path, vit, name: str) -> None:
+def test_open_clip_is_loaded_from_its_published_and_its_training_formats(tmp_path: Path, vit, name: str) -> None:
     state = half(vit)
     if name.endswith(".safetensors"):
         save_file(state, tmp_path / name)
@@ -77,7 +77,7 @@ def test_open_clip_as_published_and_as_trained(tmp_path: Path, vit, name: str) -
     assert same(load_clip(source.model, source.checkpoint, source.preprocess, seed=2), vit)
 
 
-def test_openai_s_state_dict(tmp_path: Path, vit) -> None:
+def test_a_state_dict_of_openai_is_loaded_with_quickgelu_only(tmp_path: Path, vit) -> None:
     """Three numbers beside the tensors, and QuickGELU, without which the same tensors are another model."""
     original = load_clip("ViT-B-16-quickgelu", None, seed=1)
     state = half(original)
@@ -90,7 +90,7 @@ def test_openai_s_state_dict(tmp_path: Path, vit) -> None:
     assert "\n" not in str(told.value)
 
 
-def test_biomedclip_s_timm_trunk_and_bert(biomedclip: Path) -> None:
+def test_biomedclip_is_loaded_with_its_timm_trunk_and_bert(biomedclip: Path) -> None:
     original = load_clip(biomedclip, None, seed=1)
     state = half(original)
     state["text.transformer.embeddings.position_ids"] = torch.arange(512)[None]  # as published, of an older library
@@ -100,7 +100,7 @@ def test_biomedclip_s_timm_trunk_and_bert(biomedclip: Path) -> None:
     assert same(load_clip(source.model, source.checkpoint, source.preprocess, seed=2), original)
 
 
-def test_a_tag_brings_its_own_normalisation_and_is_of_one_activation(
+def test_a_tag_decides_the_normalisation_and_needs_its_activation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tags as open_clip names them; only the download is replaced by a file that is here."""

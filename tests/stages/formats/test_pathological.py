@@ -46,7 +46,7 @@ def outcomes(paths: Sequence[Path]) -> Iterator[tuple[Path, list[str]]]:
             yield left.pop(0), ["Died", f"exit status {child.returncode}: {child.stderr[-300:]}", "0", "0"]
 
 
-def test_each_ends_as_a_picture_or_with_its_reason(pathological: Path) -> None:
+def test_each_file_gives_a_picture_or_a_known_error(pathological: Path) -> None:
     files = sorted(path for path in pathological.rglob("*/*") if path.is_file())
     assert files
     wrong = []
@@ -63,7 +63,7 @@ def test_each_ends_as_a_picture_or_with_its_reason(pathological: Path) -> None:
     assert not wrong
 
 
-def test_each_is_shown_as_a_viewer_shows_it(field_pictures: Path) -> None:
+def test_each_file_is_decoded_as_a_viewer_shows_it(field_pictures: Path) -> None:
     files = sorted((field_pictures / "in").iterdir())
     assert files
     wrong = {}
