@@ -41,17 +41,17 @@ def test_every_link_leads_to_a_file(document: Path) -> None:
 
 @pytest.mark.parametrize("name", ["docs/architecture.md", "CONTRIBUTING.md"])
 def test_every_path_and_name_of_the_code_exists(name: str) -> None:
-    """A line that names files of the code names nothing that none of them holds."""
-    for line in (REPOSITORY / name).read_text().splitlines():
-        quoted = re.findall(r"`([^`]+)`", line)
-        paths = [REPOSITORY / text for text in (*quoted, *re.findall(r"\]\(\.\./([^)]+)\)", line)) if "/" in text]
+    """A row or an item that names files of the code names nothing that none of them holds."""
+    for item in re.split(r"\n(?=\||[-*] |\d+\. )|\n\n", (REPOSITORY / name).read_text()):
+        quoted = re.findall(r"`([^`]+)`", item)
+        paths = [REPOSITORY / text for text in (*quoted, *re.findall(r"\]\(\.\./([^)]+)\)", item)) if "/" in text]
         files = [path for path in paths if path.suffix == ".py"]
-        assert all(path.is_file() for path in files), line
+        assert all(path.is_file() for path in files), item
         content = "".join(path.read_text() for path in files)
         names = [text for text in quoted if re.fullmatch(r"_?[A-Z]\w*(\.\w+)?|_[a-z]\w+|[a-z]+_[a-z_]+", text)]
         for text in names if files else ():
             for part in () if text in COLUMNS else text.split("."):
-                assert re.search(rf"\b{part}\b", content), f"{name}: {part} is in none of the files of {line!r}"
+                assert re.search(rf"\b{part}\b", content), f"{name}: {part} is in none of the files of {item!r}"
 
 
 def test_the_picture_and_the_tables_have_every_room() -> None:
