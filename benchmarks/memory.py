@@ -76,7 +76,8 @@ def measure(folder: Path, count: int, model: str, settings: list[str]) -> Counte
     command = ScoreCommand(str(folder / f"shards-{count}"), str(folder / f"out-{count}"), model, settings)
     started, process = monotonic(), command.start()
     highest = peaks(process)
-    assert wait_for_result(process)["scored"] == count
+    result = wait_for_result(process)
+    assert result["scored"] == count, result
     print(f"{count} images in {monotonic() - started:.0f} s", file=sys.stderr)
     return highest
 

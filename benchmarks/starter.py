@@ -80,8 +80,8 @@ def centre(mask: np.ndarray) -> list[float]:
 def random_point(mask: np.ndarray) -> list[float]:
     """A pixel of a mask, drawn uniformly, as x and y in pixels; the same for the same mask."""
     rows, columns = np.nonzero(mask)
-    chosen = np.random.default_rng(len(rows)).integers(len(rows))
-    return [columns[chosen] + 0.5, rows[chosen] + 0.5]
+    pixel = np.random.default_rng(len(rows)).integers(len(rows))
+    return [columns[pixel] + 0.5, rows[pixel] + 0.5]
 
 
 @torch.inference_mode()
@@ -106,9 +106,9 @@ def one_click(
         places = [place(mask) for mask in phantom.lesions]
         points = torch.tensor(places, dtype=torch.float32)[:, None] * (model.image_size / phantom.image.shape[0])
         labels = torch.ones(len(points), 1, dtype=torch.int)
-        logits, predicted = decode_prompts(model, features.repeat(len(points)), points, labels)
+        logits, scores = decode_prompts(model, features.repeat(len(points)), points, labels)
         full = torch.nn.functional.interpolate(logits, phantom.image.shape, mode="bilinear", align_corners=False)
-        best = predicted.argmax(1).tolist()
+        best = scores.argmax(1).tolist()
         for number, (lesion, (x, y)) in enumerate(zip(phantom.lesions, places, strict=True)):
             mask = full[number, best[number]].numpy()
             overlaps.append(iou(main_piece(mask > OUTLINE, (int(y), int(x))) if tidy else mask > 0, lesion))

@@ -53,15 +53,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         data = prepare(call.data, config, backbone, folder)
     torch.set_num_threads(config.cluster.cpus or torch.get_num_threads())
     budgets = [Budget.parse(text) for text in call.budgets]
-    rows, drawn = measure(data, config, backbone, budgets, call.seeds)
+    rows, draws = measure(data, config, backbone, budgets, call.seeds)
     first = budgets[0].name
-    metrics = run_commands(folder, config, drawn[first]["0"])
-    entry = {"method": COMMANDS, "budget": first, "seed": 0, "labels": len(drawn[first]["0"])}
+    metrics = run_commands(folder, config, draws[first]["0"])
+    entry = {"method": COMMANDS, "budget": first, "seed": 0, "labels": len(draws[first]["0"])}
     rows = pd.concat([rows, pd.DataFrame([entry | {name: metrics[name] for name in ("accuracy", "macro_auroc")}])])
     table = summary(rows)
     date = f"{datetime.now(UTC):%Y-%m-%d}"
     print(f"\n{data.name}: accuracy, mean ± standard deviation, draws: {call.seeds}, {date}\n\n{table}\n", flush=True)
-    _write(folder, rows, table, drawn, config)
+    _write(folder, rows, table, draws, config)
     lines = targets(rows, data, budgets)
     print("\n".join(lines))
     return 1 if any("MISSED" in line for line in lines) else 0
@@ -98,19 +98,19 @@ def measure(
     classes = tuple(sorted(set(data.training.label)))
     task = Task(backbone.clip, backbone.tokenizer, classes, config.clip.cut)
     rows: list[dict[str, object]] = []
-    drawn: dict[str, dict[str, list[str]]] = {}
+    draws: dict[str, dict[str, list[str]]] = {}
     for budget in budgets:
-        drawn[budget.name] = {}
+        draws[budget.name] = {}
         for seed in range(seeds):
-            chosen = budget.draw(data.training.label.tolist(), data.training.patient.tolist(), seed)
-            drawn[budget.name][str(seed)] = data.training.image_id[chosen].tolist()
+            indices = budget.draw(data.training.label.tolist(), data.training.patient.tolist(), seed)
+            draws[budget.name][str(seed)] = data.training.image_id[indices].tolist()
             for name, (training, test) in method_data(data).items():
                 started = time.monotonic()
-                metrics = measure_method(name, task, training.take(chosen), test, seed)
-                rows.append({"method": name, "budget": budget.name, "seed": seed, "labels": len(chosen), **metrics})
+                metrics = measure_method(name, task, training.take(indices), test, seed)
+                rows.append({"method": name, "budget": budget.name, "seed": seed, "labels": len(indices), **metrics})
                 accuracy, seconds = metrics["accuracy"], time.monotonic() - started
                 print(f"{budget.name} seed {seed} {name}: {accuracy:.3f} in {seconds:.1f} s", file=sys.stderr)
-    return pd.DataFrame(rows), drawn
+    return pd.DataFrame(rows), draws
 
 
 def method_data(data: Data) -> dict[str, tuple[Examples, Examples]]:
@@ -193,10 +193,10 @@ def _check_other_data(
         yield f"{best} {means[best]:.3f}, ahead of {ANCHOR} {means[ANCHOR]:.3f}", means[best] > means[ANCHOR]
 
 
-def _write(folder: Path, rows: pd.DataFrame, table: str, drawn: dict, config: Config) -> None:
+def _write(folder: Path, rows: pd.DataFrame, table: str, draws: dict, config: Config) -> None:
     rows.to_parquet(folder / "rows.parquet")
     (folder / "table.md").write_text(table + "\n")
-    write_labels(folder / "labels.json", drawn)
+    write_labels(folder / "labels.json", draws)
     charts.draw_budgets(folder / "accuracy.png", rows)
     with runs.run("fewshot benchmark", config):
         for name in ("rows.parquet", "table.md", "accuracy.png"):

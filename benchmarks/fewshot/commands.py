@@ -14,13 +14,13 @@ from medfocus.pipeline.data import records
 from medfocus.pipeline.data.commit import FEATURES, RUN_FILE
 
 
-def run_commands(folder: Path, config: Config, drawn: Collection[str]) -> dict[str, Any]:
-    """Train on the drawn images, score and evaluate the test set.
+def run_commands(folder: Path, config: Config, image_ids: Collection[str]) -> dict[str, Any]:
+    """Train on a budget of labels, score and evaluate the test set.
 
     Args:
         folder: holds ``train-features`` and ``test-shards``, which ``prepare`` has written.
         config: the configuration of the commands.
-        drawn: ``image_id`` of the images whose labels the training gets.
+        image_ids: the images whose labels the training gets.
 
     Returns:
         The result of ``evaluate``.
@@ -30,7 +30,7 @@ def run_commands(folder: Path, config: Config, drawn: Collection[str]) -> dict[s
     (features / RUN_FILE).write_text((folder / "train-features" / RUN_FILE).read_text())
     for path in sorted((folder / "train-features" / FEATURES).glob("*.parquet")):
         table = pq.read_table(path)
-        rows = table.filter(pc.is_in(table["image_id"], value_set=pa.array(list(drawn))))
+        rows = table.filter(pc.is_in(table["image_id"], value_set=pa.array(list(image_ids))))
         if rows.num_rows:
             (features / FEATURES / path.name).write_bytes(records.encode(rows))
     model = train.run(config, str(features), "fewshot")["model_uri"]

@@ -109,9 +109,9 @@ class LinearProbe:
 
     def logits(self, examples: Examples) -> np.ndarray:
         """Class logits float [N, C]."""
-        known = self.model.predict_log_proba(self.scaler.transform(examples.embeddings[self.view]))
+        log_probabilities = self.model.predict_log_proba(self.scaler.transform(examples.embeddings[self.view]))
         out = np.full((len(examples), self.count), -30.0)  # for a class without a label
-        out[:, self.model.classes_] = known
+        out[:, self.model.classes_] = log_probabilities
         return out
 
 

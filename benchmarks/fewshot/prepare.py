@@ -238,12 +238,12 @@ def _upper(tokens: np.ndarray, tower: ImageTower) -> tuple[np.ndarray, np.ndarra
     """CLS at the cut, the cached keys and values above it, and the embeddings of tokens at the cut."""
     parts = []
     for part in torch.from_numpy(tokens).split(64):
-        cached = tower.cache_tokens(part.float())
-        parts.append((cached.cls, cached.keys_values, F.normalize(tower.upper(cached), dim=-1)))
+        cache = tower.cache_tokens(part.float())
+        parts.append((cache.cls, cache.keys_values, F.normalize(tower.upper(cache), dim=-1)))
     cls, memory, embeddings = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
     return cls, memory, embeddings
 
 
-def write_labels(path: Path, drawn: dict[str, dict[str, list[str]]]) -> None:
+def write_labels(path: Path, draws: dict[str, dict[str, list[str]]]) -> None:
     """Write the ``image_id`` of the labels of each budget and seed, as JSON."""
-    path.write_text(json.dumps(drawn, indent=1) + "\n")
+    path.write_text(json.dumps(draws, indent=1) + "\n")

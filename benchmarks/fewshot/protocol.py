@@ -62,24 +62,24 @@ class Budget:
         names, order = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
         rank = random.permutation(len(names))[order]
         rows = np.lexsort((random.random(len(rank)), rank))
-        left = self._quotas(np.asarray(labels, dtype=str), random)
-        chosen = []
+        quotas = self._quotas(np.asarray(labels, dtype=str), random)
+        indices = []
         for row in rows.tolist():
-            if left[labels[row]] > 0:
-                left[labels[row]] -= 1
-                chosen.append(row)
-        return sorted(chosen)
+            if quotas[labels[row]] > 0:
+                quotas[labels[row]] -= 1
+                indices.append(row)
+        return sorted(indices)
 
     def _quotas(self, labels: np.ndarray, random: np.random.Generator) -> dict[str, int]:
         classes, counts = np.unique(labels, return_counts=True)
         if self.share is not None:
-            wanted = np.maximum(1, np.round(self.share * counts)).astype(int)
+            quotas = np.maximum(1, np.round(self.share * counts)).astype(int)
         elif self.natural:
-            drawn = random.choice(labels, (self.shots or 0) * len(classes), replace=False)
-            wanted = np.array([max(1, int((drawn == name).sum())) for name in classes])
+            sample = random.choice(labels, (self.shots or 0) * len(classes), replace=False)
+            quotas = np.array([max(1, int((sample == name).sum())) for name in classes])
         else:
-            wanted = np.minimum(self.shots or 0, counts)
-        return dict(zip(classes.tolist(), wanted.tolist(), strict=True))
+            quotas = np.minimum(self.shots or 0, counts)
+        return dict(zip(classes.tolist(), quotas.tolist(), strict=True))
 
 
 def cross_fitted_temperature(new: Callable[[], Method], task: Task, examples: Examples, seed: int) -> float:
@@ -94,7 +94,7 @@ def cross_fitted_temperature(new: Callable[[], Method], task: Task, examples: Ex
         seed: seed of the folds and of the fits.
 
     Returns:
-        The temperature; 1 where a class has a single label, so that nothing can be held out.
+        The temperature; 1 where a class has a single label, so that nothing can be rest out.
     """
     targets = examples.targets(task.classes)
     folds = min(FOLDS, int(np.bincount(targets)[np.unique(targets)].min()))
@@ -102,10 +102,10 @@ def cross_fitted_temperature(new: Callable[[], Method], task: Task, examples: Ex
         return 1.0
     held_out = np.zeros((len(targets), len(task.classes)))
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    for training, held in splitter.split(targets, targets, examples.patient):
+    for training, rest in splitter.split(targets, targets, examples.patient):
         method = new()
         method.fit(task, examples.take(training), seed)
-        held_out[held] = method.logits(examples.take(held))
+        held_out[rest] = method.logits(examples.take(rest))
     return fit_temperature(held_out, targets)
 
 

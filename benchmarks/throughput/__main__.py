@@ -44,7 +44,7 @@ from medfocus.stages.masks import decode_mask
 from tests import servers
 from tests.faults.injection import ScoreCommand, wait_for_result
 
-# Images that each program gets, relative to those of ``score``; two shards at least.
+# Images that each program gets, relative to those of ``score``; at least the fewest that give a speed.
 SHARES = {
     "ceiling": 0.12,  # each time
     "score": 1.0,
@@ -136,6 +136,11 @@ def score_command(name: str, workload: Workload, shards: str) -> ScoreCommand:
     return ScoreCommand(shards, str(workload.folder / name), str(workload.model), workload.settings)
 
 
+def min_score_images() -> int:
+    """Fewest images that ``score`` needs for a speed: one shard more than it has actors."""
+    return ROWS_PER_SHARD * (actor_count() + 1)
+
+
 def measure_score(name: str, workload: Workload, shards: str) -> Measurement:
     """Run ``score`` over shards, from a path or URI, with the local output folder ``name``."""
     result, seconds, peak = watch(score_command(name, workload, shards).start())
@@ -185,7 +190,8 @@ def measure(workload: Workload, models: str, count: int) -> dict[str, list[Measu
     """Run all programs, one after the other; a program that runs twice has two measurements."""
     measurements: dict[str, list[Measurement]] = {}
     for program in PROGRAMS[models]:
-        images = max(2 * ROWS_PER_SHARD, int(SHARES[program] * count))
+        least = min_score_images() if program == "score-s3" else 2 * ROWS_PER_SHARD
+        images = max(least, int(SHARES[program] * count))
         if program == "score":
             measurement = measure_score(program, workload, str(workload.shards))
         elif program == "score-s3":
@@ -262,10 +268,12 @@ def main() -> int:
     call = parser.parse_args()
     if call.models == "starter" and not importlib.util.find_spec("daft"):
         parser.error("Daft is missing, one of the other programs: pip install 'medfocus[peers]'")
+    count = call.images or IMAGES[call.models]
+    if count < min_score_images():
+        parser.error(f"--images: {count} are too few; this machine needs at least {min_score_images()}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         settings = write_full_size(folder) if call.models == "full" else []
-        count = call.images or IMAGES[call.models]
         workload = prepare(folder / "archive", count, settings)
         measurements = measure(workload, call.models, count)
         sums = {program: reduce(add, rows) for program, rows in measurements.items()}

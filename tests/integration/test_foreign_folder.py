@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from medfocus.starter.phantoms import write_set
+from tests.integration.one_process import run_commands
 
 SETTINGS = ["segment.points_per_side=2", "train.epochs=1", "train.folds=2", "evaluate.resamples=20"]
 NAMES = ("pipeline", "stages", "cluster", "starter", "tests", "benchmarks")
@@ -23,21 +24,28 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def medfocus(project: Path, *arguments: str) -> dict:
-    """Run a command in the project's folder; ``-P`` keeps the folder off the path, as the console script does."""
-    settings = [part for setting in SETTINGS for part in ("--set", setting)]
-    command = [sys.executable, "-P", "-m", "medfocus", *arguments, *settings, "--json"]
-    process = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=300, check=False)
+def result(process: subprocess.CompletedProcess[str]) -> dict:
+    """The JSON object that the last command printed."""
     assert process.returncode == 0, process.stderr[-2000:]
     return json.loads(process.stdout.splitlines()[-1])
 
 
+def medfocus(project: Path, *arguments: str) -> dict:
+    """Run a command in the project's folder; ``-P`` keeps the folder off the path, as the console script does."""
+    command = [sys.executable, "-P", "-m", "medfocus", *arguments, "--json"]
+    return result(subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=300, check=False))
+
+
 def test_every_command_runs_beside_packages_of_the_same_names(project: Path) -> None:
-    medfocus(project, "pack", "data/images", "shards", "--labels", "data/labels.csv")
-    medfocus(project, "embed", "shards", "features")
-    model = medfocus(project, "train", "features", "--name", "mine")["model_uri"]
-    assert medfocus(project, "score", "shards", "out", "--model", model)["scored"] == 8
-    assert medfocus(project, "evaluate", "out", "--labels", "shards")["rows"] == 8
+    options = [part for setting in SETTINGS for part in ("--set", setting)]
+    preparation = [
+        ["pack", "data/images", "shards", "--labels", "data/labels.csv", *options],
+        ["embed", "shards", "features", *options],
+        ["train", "features", "--name", "mine", *options],
+    ]
+    model = result(run_commands(preparation, project))["model_uri"]
+    assert medfocus(project, "score", "shards", "out", "--model", model, *options)["scored"] == 8
+    assert medfocus(project, "evaluate", "out", "--labels", "shards", *options)["rows"] == 8
 
 
 def test_python_in_the_project_imports_medfocus_and_the_projects_own_package(project: Path) -> None:

@@ -19,6 +19,7 @@ from medfocus.pipeline.config import StorageSection, load_config
 from medfocus.pipeline.data.storage import locate
 from medfocus.starter.phantoms import write_set
 from tests import servers
+from tests.integration.one_process import run_commands
 
 SETTINGS = ["--set", "segment.points_per_side=2", "--set", "train.epochs=2", "--set", "evaluate.resamples=50"]
 
@@ -83,12 +84,18 @@ def test_real_images_from_folder_to_metrics(
     (tmp_path / "test" / "no_tumor" / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
     bucket = s3("archive")
     work = [*work_in(tmp_path), "--set", "pack.rows_per_shard=16", *SETTINGS]
-    packed = medfocus("pack", str(tmp_path / "train"), f"{bucket}/train", *work)
+    preparation = [
+        ["pack", str(tmp_path / "train"), f"{bucket}/train", *work],
+        ["pack", str(tmp_path / "test"), f"{bucket}/test", *work],
+        ["embed", f"{bucket}/train", f"{bucket}/features", *work],
+        ["train", f"{bucket}/features", "--name", "brain", *work],
+    ]
+    process = run_commands(preparation)
+    assert process.returncode == 0, process.stderr[-2000:]
+    assert "Traceback" not in process.stderr and "secret-word" not in process.stdout + process.stderr
+    packed, _, embedded, trained = map(json.loads, process.stdout.splitlines())
     assert packed["rows"] == packed["labelled"] == 32 and packed["shards"] == 2
-    medfocus("pack", str(tmp_path / "test"), f"{bucket}/test", *work)
-    embedded = medfocus("embed", f"{bucket}/train", f"{bucket}/features", *work)
     assert embedded["embedded"] == 32 and embedded["quarantined"] == 0
-    trained = medfocus("train", f"{bucket}/features", "--name", "brain", *work)
     assert trained["model_uri"] == "models:/brain/1"
     scored = medfocus("score", f"{bucket}/test", f"{bucket}/out", "--model", trained["model_uri"], *work)
     assert (scored["rows"], scored["scored"], scored["quarantined"]) == (21, 20, 1)
@@ -196,6 +203,7 @@ def test_a_class_with_one_example_is_named_before_training(
 
 
 def test_a_tracking_store_that_is_down_is_named(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # the default waits longer
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://name:password@127.0.0.1:{servers.free_port()}")
     error = medfocus("pack", str(few / "images"), str(tmp_path / "s"), *work_in(tmp_path), code=1)["error"]
     assert "start the server or correct MLFLOW_TRACKING_URI" in error and "password" not in error
@@ -209,6 +217,7 @@ def test_doctor_names_the_checks_that_fail(
     checks = medfocus("doctor", "--probe", f"{bucket}/probe", *work)["checks"]
     assert "wrote, read and deleted" in checks["storage"] and "CPUs" in checks["ray"]
     assert not locate(f"{bucket}/probe", StorageSection()).files()
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # the default waits longer
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     process = run("doctor", "--probe", "s3://no-bucket/x", *work)
     assert process.returncode == 1

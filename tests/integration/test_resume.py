@@ -67,7 +67,9 @@ def test_killed_embed_and_train_resume(packed: Path) -> None:
     kill_when(lambda: len(list(files.glob("*.parquet"))) >= 2, "embed", shards, features, *settings(packed))
     commits = {file.name: file.stat().st_mtime_ns for file in files.glob("*.parquet")}
     embedded = result("embed", shards, features, *settings(packed))
-    assert embedded["resumed"] == ROWS_PER_SHARD * len(commits) and embedded["embedded"] == COUNT - embedded["resumed"]
+    # Ray outlives its driver for a moment, in which it may commit another shard.
+    assert embedded["resumed"] >= ROWS_PER_SHARD * len(commits) and embedded["resumed"] % ROWS_PER_SHARD == 0
+    assert embedded["embedded"] == COUNT - embedded["resumed"]
     assert all((files / name).stat().st_mtime_ns == moment for name, moment in commits.items())
 
     training = ["train", features, *settings(packed), "--set", "train.epochs=4", "--set", "train.folds=2"]
