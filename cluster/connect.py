@@ -81,9 +81,9 @@ def _session(address: str | None, cpus: int | None, verbose: bool) -> Iterator[N
         # Without an address, Ray would join any cluster that it finds on this machine.
         options = {"address": "local", "num_cpus": cpus, "include_dashboard": False, "_temp_dir": _temporary_folder()}
     level = logging.INFO if verbose else logging.ERROR
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         with ExitStack() as stack:
-            stack.enter_context(_signal_handler_restored())
             if not verbose:
                 stack.enter_context(_native_stderr_closed())
             ray.init(logging_level=level, log_to_driver=verbose, configure_logging=True, **options)
@@ -93,9 +93,12 @@ def _session(address: str | None, cpus: int | None, verbose: bool) -> Iterator[N
             f"Ray at {address or 'this machine'}: {reason}; start Ray or correct cluster.address"
         ) from error
     try:
+        if callable(handler):  # Ray's own, which ends Ray and the process, serves where the caller has none
+            _restore_signal_handler(handler)
         yield
     finally:
         ray.shutdown()
+        _restore_signal_handler(handler)
 
 
 @contextmanager
@@ -125,15 +128,10 @@ def _log_levels_restored() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-@contextmanager
-def _signal_handler_restored() -> Iterator[None]:
-    """Restore the command's handler of SIGTERM: Ray sets its own, which ends the process."""
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if callable(handler) and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)
+def _restore_signal_handler(handler: Any) -> None:
+    """Set the caller's handler of SIGTERM again, which ``ray.init`` replaces; Python allows it in the main thread."""
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 @contextmanager

@@ -20,6 +20,11 @@ from medfocus.cluster.account import own_folder
 DEFAULTS = {
     # MLflow and Ray report no usage statistics. MLflow reads its variable when it is imported.
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    # MLflow prints no links and no progress bars, and reports after seconds that a server is down, not after minutes.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray's C++ part logs fatal errors only: errors that a command can act on are raised in Python.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
@@ -37,9 +42,12 @@ OWN_CLUSTER = {
     "RAY_task_events_report_interval_ms": "0",
     "RAY_enable_metrics_collection": "0",
 }
+# For a command that shows no log of libraries: the errors of MLflow and of Alembic are raised. MLflow sets the levels
+# of both when it is imported.
+QUIET = {"MLFLOW_LOGGING_LEVEL": "CRITICAL"}
 
 
-def prepare_environment(*, own_cluster: bool = False) -> None:
+def prepare_environment(*, own_cluster: bool = False, quiet: bool = False) -> None:
     """Set the environment variables of this process and of the processes that it starts.
 
     An account without a home folder gets one below the temporary folder: Ray cannot be imported without. An account
@@ -49,11 +57,12 @@ def prepare_environment(*, own_cluster: bool = False) -> None:
     Args:
         own_cluster: this process is about to start Ray itself; sets also the variables of ``OWN_CLUSTER`` and the
             secret that the processes of the cluster share.
+        quiet: this process is a command that shows no log of libraries; sets also the variables of ``QUIET``.
 
     Raises:
         ClusterError: there is no home folder, and no temporary folder can be written.
     """
-    for name, value in (DEFAULTS | (OWN_CLUSTER if own_cluster else {})).items():
+    for name, value in (DEFAULTS | (OWN_CLUSTER if own_cluster else {}) | (QUIET if quiet else {})).items():
         os.environ.setdefault(name, value)
     if own_cluster and "RAY_AUTH_TOKEN_PATH" not in os.environ:
         # Ray itself would keep its secret in the home folder, which may not be writable.

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _attempt(call: argparse.Namespace) -> int:
     """Run the command and report an error; returns the exit code."""
     try:
-        prepare_environment()
+        prepare_environment(quiet=not call.verbose)
         config = load_config(call.config, call.set)
     except (UsageError, ClusterError) as error:
         return _report(error, getattr(error, "exit_code", 1))

@@ -5,7 +5,6 @@ created in a draft, which is renamed when it is complete. A command that is kill
 behind. A command that starts meanwhile waits.
 """
 
-import logging
 import os
 import random
 import re
@@ -101,7 +100,6 @@ def connect(config: Config) -> str:
     Raises:
         TrackingError: the store does not answer, cannot be written, or its experiment has been deleted.
     """
-    _configure_mlflow()
     uri, name = tracking_uri(config), config.tracking.experiment
     from_environment = "MLFLOW_TRACKING_URI" in os.environ
     mlflow.set_tracking_uri(uri)
@@ -152,17 +150,6 @@ def _tracking_error(error: Exception) -> TrackingError:
     mend = next(mends, "start the server or correct MLFLOW_TRACKING_URI")
     uri = without_credentials(mlflow.get_tracking_uri())
     return TrackingError(f"MLflow at {uri}: {cause[:300]}; {mend}")
-
-
-def _configure_mlflow() -> None:
-    """Switch off MLflow's log, links and progress bars, since its errors are raised, and shorten its retries."""
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    # MLflow's own defaults retry for minutes where a server is down.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 
 
 def _prepare_database(uri: str, config: Config) -> str | None:

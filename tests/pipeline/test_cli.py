@@ -26,7 +26,7 @@ from medfocus.pipeline.config import Config
 from medfocus.pipeline.console import logs
 from medfocus.pipeline.data import records
 from medfocus.pipeline.errors import MedFocusError
-from tests.pipeline.commands.test_evaluate import CLASSES, archive, write_predictions
+from tests.pipeline.evaluation.archive import CLASSES, draw_rows, write_predictions
 
 MEDFOCUS = f"{shlex.quote(sys.executable)} -m medfocus"
 ASCII = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -74,7 +74,7 @@ def test_what_stderr_cannot_encode_is_escaped() -> None:
 
 def test_classes_in_other_scripts_can_be_evaluated_where_only_ascii_can_be_shown(tmp_path: Path) -> None:
     classes = ("腫瘍", "كيس", "Größe $x_1")
-    rows = archive()
+    rows = draw_rows()
     for row in rows:
         for name in ("label", "truth"):
             row[name] = classes[CLASSES.index(row[name])]
@@ -213,7 +213,7 @@ def test_verbose_and_quiet_say_how_much_is_logged(option: str, lines: set[str]) 
 
 
 def test_quiet_shows_the_result_and_errors_only(tmp_path: Path) -> None:
-    rows = archive()
+    rows = draw_rows()
     write_predictions(str(tmp_path / "out"), [rows])
     labels = "".join(f"{row['image_id']},{row['truth']}\n" for row in rows)
     (tmp_path / "labels.csv").write_text(f"image_id,label\n{labels}")

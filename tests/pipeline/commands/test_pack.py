@@ -24,7 +24,7 @@ from medfocus.pipeline.errors import MedFocusError, UsageError
 from medfocus.pipeline.ingest.shard_writer import ImageFile, write_shard
 from medfocus.pipeline.ingest.source import Source, find_images
 from tests.conftest import png
-from tests.pipeline.commands.test_evaluate import archive, write_predictions
+from tests.pipeline.evaluation.archive import draw_rows, write_predictions
 
 PIXELS = np.arange(64, dtype=np.uint8).reshape(8, 8)
 PNG = png(PIXELS)
@@ -337,7 +337,7 @@ def test_objects_of_any_key_are_packed_or_in_quarantine(s3: Callable[[str], str]
 def test_pack_and_evaluate_read_the_same_labels(
     top: Path, tmp_path: Path, config: Config, ray_session: None, columns: str
 ) -> None:
-    predicted = archive(12)
+    predicted = draw_rows(12)
     for row in predicted:
         write(top / row["image_id"])
     given = {
