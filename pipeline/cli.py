@@ -29,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         configure(Verbosity.VERBOSE if call.verbose else Verbosity.QUIET if call.quiet else Verbosity.NORMAL)
         with stopped_by_signals(), only_results():
             return _attempt(call)
+    except BrokenPipeError:  # the reader of a help text or of a completion script has left
+        return 0
     finally:
         flush()
 
