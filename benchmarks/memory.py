@@ -65,12 +65,15 @@ def peaks(process: Popen[str]) -> Counter[str]:
 
 
 def measure(folder: Path, count: int, model: str, settings: list[str]) -> Counter[str]:
-    """Peak bytes of scoring ``count`` images: links to the labelled phantoms, each with a name of its own."""
+    """Peak bytes of scoring ``count`` images: hard links to the labelled phantoms, each with a name of its own.
+
+    ``pack`` would count symbolic links to the same file once.
+    """
     config = load_config(None, [*settings, f"pack.rows_per_shard={ROWS_PER_SHARD}"])
     images, phantoms = folder / f"images-{count}", sorted((folder / "labelled" / "images").iterdir())
     images.mkdir()
     for index in range(count):
-        (images / f"{index:06d}.png").symlink_to(phantoms[index % len(phantoms)])
+        (images / f"{index:06d}.png").hardlink_to(phantoms[index % len(phantoms)])
     with connected(None, None):
         pack.run(config, str(images), str(folder / f"shards-{count}"), None)
     command = ScoreCommand(str(folder / f"shards-{count}"), str(folder / f"out-{count}"), model, settings)
