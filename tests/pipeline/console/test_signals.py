@@ -54,11 +54,13 @@ def output(script: str, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.usefixtures("hangup_by_default")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_in_a_call_that_cannot_raise_is_not_lost(number: signal.Signals) -> None:
     assert output(_IN_A_CALL_THAT_CANNOT_RAISE, str(number.value)) == "stopped None\n"
 
 
+@pytest.mark.usefixtures("hangup_by_default")
 def test_later_signals_do_not_disturb_what_ends() -> None:
     assert output(_WHILE_IT_ENDS) == "ended\nstopped True\n"
 
