@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -80,25 +80,31 @@ def _session(address: str | None, cpus: int | None, verbose: bool) -> Iterator[N
         prepare_environment(own_cluster=True)
         # Without an address, Ray would join any cluster that it finds on this machine.
         options = {"address": "local", "num_cpus": cpus, "include_dashboard": False, "_temp_dir": _temporary_folder()}
-    level = logging.INFO if verbose else logging.ERROR
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        with ExitStack() as stack:
-            if not verbose:
-                stack.enter_context(_native_stderr_closed())
-            ray.init(logging_level=level, log_to_driver=verbose, configure_logging=True, **options)
-    except (OSError, ValueError, ray.exceptions.AuthenticationError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ClusterError(
-            f"Ray at {address or 'this machine'}: {reason}; start Ray or correct cluster.address"
-        ) from error
-    try:
+        _start_session(options, verbose)
         if callable(handler):  # Ray's own, which ends Ray and the process, serves where the caller has none
             _restore_signal_handler(handler)
         yield
     finally:
         ray.shutdown()
         _restore_signal_handler(handler)
+
+
+def _start_session(options: dict[str, Any], verbose: bool) -> None:
+    """Call ``ray.init``.
+
+    Raises:
+        ClusterError: Ray cannot be reached or started.
+    """
+    level = logging.INFO if verbose else logging.ERROR
+    try:
+        with nullcontext() if verbose else _native_stderr_closed():
+            ray.init(logging_level=level, log_to_driver=verbose, configure_logging=True, **options)
+    except (OSError, ValueError, ray.exceptions.AuthenticationError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        place = "this machine" if options["address"] == "local" else options["address"]
+        raise ClusterError(f"Ray at {place}: {reason}; start Ray or correct cluster.address") from error
 
 
 @contextmanager
