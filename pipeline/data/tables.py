@@ -1,6 +1,6 @@
 """Reading columns of Parquet files that hold a record, several files at a time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -42,7 +42,7 @@ def read_columns(location: Location, record: pa.Schema, columns: list[str]) -> p
     return table.replace_schema_metadata(schema.metadata)
 
 
-def each_of(locations: Sequence[Location], read: Callable[[Location], T]) -> list[T]:
-    """Results of ``read`` for each location, in order; several are read at a time."""
+def each_of(locations: Sequence[Location], read: Callable[[Location], T]) -> Iterator[T]:
+    """Results of ``read`` for each location, in order; several are read at a time, and none is kept."""
     with ThreadPoolExecutor(_READERS) as pool:
-        return list(pool.map(read, locations))
+        yield from pool.map(read, locations)

@@ -61,7 +61,7 @@ def read_predictions(rows: Location, truth: Truth) -> tuple[list[PredictionFile]
     names = rows.files(".parquet")
     if not names:
         raise UsageError(f"{rows.uri}: no predictions; run medfocus score into it, or correct OUT")
-    files = each_of([rows / name for name in names], lambda file: _read_file(file, truth))
+    files = list(each_of([rows / name for name in names], lambda file: _read_file(file, truth)))
     if any(file.classes != files[0].classes for file in files):
         raise UsageError(f"{rows.uri}: the files name different classes, or in another order; score into a new prefix")
     versions = frozenset[str]().union(*(file.versions for file in files))
