@@ -31,10 +31,11 @@ class Section(BaseModel):
 
 
 class StorageSection(Section):
-    """Object storage. Credentials come from the usual AWS environment variables and profile, never from here."""
+    """Object storage. Credentials come from the usual environment variables and profile, never from here."""
 
     s3_endpoint: str | None = Field(None, description="URL of an S3 service other than AWS; else AWS_ENDPOINT_URL")
     s3_region: str | None = Field(None, description="region of the bucket; else AWS_REGION or AWS_DEFAULT_REGION")
+    anonymous: bool = Field(False, description="whether object storage is read without credentials: a public bucket")
     shared: bool = Field(
         False, description="whether every node of a cluster mounts the folders that local paths name; it is probed"
     )

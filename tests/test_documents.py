@@ -101,7 +101,8 @@ def test_the_readme_is_one_screen_and_its_picture_small() -> None:
 
 def test_the_base_installation_is_what_the_commands_import() -> None:
     """A node that scores installs no package of developers, and every command finds what it imports."""
-    optional = {"openpyxl"}  # of the extra excel; its absence is told with the mend
+    # Of the extras excel, azure and gcs; their absence is told with the mend.
+    optional = {"openpyxl", "adlfs", "azure", "gcsfs"}
     required = {canonicalize_name(Requirement(text).name) for text in PROJECT["project"]["dependencies"]}
     providers = {
         module: {canonicalize_name(name) for name in packages_distributions()[module]}

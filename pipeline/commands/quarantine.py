@@ -48,7 +48,7 @@ def count_causes(config: Config, out: str) -> dict[str, Any]:
     messages: dict[tuple[str, str], str] = {}
     if names:
         paths = [f"{folder.path}/{name}" for name in names]
-        dataset = pads.dataset(paths, filesystem=folder.filesystem, format="parquet")
+        dataset = pads.dataset(paths, filesystem=folder.arrow_filesystem, format="parquet")
         for batch in dataset.to_batches(columns=["stage", "error", "message"]):
             for row in batch.to_pylist():
                 cause = row["stage"], row["error"]

@@ -158,7 +158,7 @@ class Output:
         finished = set(self.rows.files(".parquet"))
         names = [name for name in self.quarantine.files(".parquet") if name in finished]
         files = (self.quarantine / name for name in names)
-        return sum(pq.read_metadata(file.path, filesystem=file.filesystem).num_rows for file in files)
+        return sum(pq.read_metadata(file.path, filesystem=file.arrow_filesystem).num_rows for file in files)
 
     def check_complete(self, shards: Sequence[ShardEntry]) -> None:
         """Check that this process sees the rows of all shards.

@@ -8,6 +8,7 @@ import hashlib
 import platform
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -110,7 +111,7 @@ def _check_here(
 
 def _node_probe(probe: Location, node: str) -> Location:
     """The file that a node writes beside a probe of the driver."""
-    return Location(probe.filesystem, f"{probe.path}-{node}", f"{probe.uri}-{node}")
+    return replace(probe, path=f"{probe.path}-{node}", uri=f"{probe.uri}-{node}")
 
 
 def _digest(place: Location) -> str:

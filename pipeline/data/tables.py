@@ -32,7 +32,7 @@ def read_columns(location: Location, record: pa.Schema, columns: list[str]) -> p
         StorageError: the file cannot be read.
         UsageError: the file is not a whole Parquet file, or does not hold the record.
     """
-    fragment = pads.ParquetFileFormat().make_fragment(location.path, location.filesystem)
+    fragment = pads.ParquetFileFormat().make_fragment(location.path, location.arrow_filesystem)
     try:
         schema = location.attempt(lambda: fragment.physical_schema)
         records.check_record(schema, record, location.uri)

@@ -55,7 +55,8 @@ def folder_classes(names: Sequence[str]) -> FolderClasses:
     Args:
         names: path of each image below the source, with slashes.
     """
-    folders = [name.split("/")[:-1] for name in names]
+    # Keys of objects may have parts that name no folder.
+    folders = [[part for part in name.split("/")[:-1] if part not in ("", ".", "..")] for name in names]
     above = _level_of_splits([parts for parts in folders if parts])
     if above is None:
         return FolderClasses([normal_form(parts[0]) if parts else None for parts in folders], [], 0)

@@ -11,8 +11,6 @@ download, without a lock: a process that is killed leaves a part of the file, wh
 import hashlib
 import json
 import platform
-import shutil
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
@@ -26,7 +24,7 @@ from medfocus.cluster.account import is_writable, own_folder
 from medfocus.pipeline.config import ClipSection, Config, SegmentSection, StorageSection
 from medfocus.pipeline.console.causes import reason
 from medfocus.pipeline.console.logs import log
-from medfocus.pipeline.data.storage import Location, locate, resolve_storage
+from medfocus.pipeline.data.storage import locate, resolve_storage
 from medfocus.pipeline.errors import MedFocusError, UsageError
 from medfocus.stages.weights import WeightsError, check_sha256, file_sha256, sam2_hub_file, sam2_image_size
 
@@ -42,8 +40,6 @@ _CLIP_HUB_FILES = (
     "open_clip*model.safetensors",
     "open_clip_pytorch_model.bin",
 )
-# Bytes that are copied at once.
-_CHUNK = 1 << 22
 
 T = TypeVar("T")
 
@@ -202,30 +198,19 @@ def _weights_file(uri: str, storage: StorageSection) -> Path:
             raise UsageError(f"{uri}: no such weights file; correct the path")
         return path
     location = locate(uri, storage)
-    info = location.filesystem.get_file_info(location.path)
-    if not location.exists():
+    stamp = location.stamp()
+    if stamp is None:
         raise UsageError(f"{uri}: no such weights file; correct the URI")
     # A new content under the same URI is another file of the cache.
-    key = hashlib.sha256(f"{uri} {info.size} {info.mtime_ns}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{uri} {stamp}".encode()).hexdigest()[:16]
     target = _cache_path(storage.cache, f"{key}/{Path(location.path).name}")
     if target.is_file():  # also in a cache that cannot be written
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_name(".lock")):  # the first worker of a node fetches, the others wait
         if not target.is_file():
-            location.attempt(lambda: _fetch(location, target))
+            location.download(target)
     return target
-
-
-def _fetch(location: Location, target: Path) -> None:
-    """Copy a file from object storage; a reader of the target sees the whole file or none."""
-    draft = target.with_name(f".{uuid.uuid4().hex}")
-    try:
-        with location.filesystem.open_input_stream(location.path) as stream, draft.open("wb") as file:
-            shutil.copyfileobj(stream, file, _CHUNK)
-        draft.replace(target)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _cache_path(cache: str, name: str) -> Path:

@@ -75,5 +75,6 @@ def read_labels(prefix: Location) -> dict[str, list[Any]]:
     names = folder.files(".parquet")
     if not names:
         raise UsageError(f"{prefix.uri}: embed found no labelled image; pack with labels and embed again")
-    dataset = pads.dataset([f"{folder.path}/{name}" for name in names], filesystem=folder.filesystem, format="parquet")
+    paths = [f"{folder.path}/{name}" for name in names]
+    dataset = pads.dataset(paths, filesystem=folder.arrow_filesystem, format="parquet")
     return dataset.to_table(columns=["image_id", "label", "patient_id"]).to_pydict()

@@ -67,7 +67,7 @@ def fit(
         run_config=RunConfig(
             name=key,
             storage_path=(prefix / FOLDER).path,
-            storage_filesystem=prefix.filesystem,
+            storage_filesystem=prefix.arrow_filesystem,
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             failure_config=FailureConfig(max_failures=3),
         ),
@@ -82,9 +82,7 @@ def fit(
 
 def _fit_in_memory(prefix: Location) -> bool:
     """Whether the features are small enough, beside the memory that Ray keeps for objects, to be kept in memory."""
-    folder = Output(prefix, FEATURES).rows
-    files = [(folder / name).path for name in folder.files(".parquet")]
-    size = sum(info.size for info in folder.filesystem.get_file_info(files))
+    size = sum(entry.size for entry in Output(prefix, FEATURES).rows.walk(lambda name: False))
     return size < _KEPT_IN_MEMORY * ray.cluster_resources().get("object_store_memory", 0)
 
 

@@ -110,7 +110,7 @@ def _tokens_shape(file: Location) -> tuple[int, int]:
 
 
 def _fragment(file: Location) -> pads.Fragment:
-    return pads.ParquetFileFormat().make_fragment(file.path, file.filesystem)
+    return pads.ParquetFileFormat().make_fragment(file.path, file.arrow_filesystem)
 
 
 def _read_file(file: Location, projection: SparseRandomProjection) -> Sketches:

@@ -77,7 +77,8 @@ class ScoreCommand:
     def rows(self, kind: str) -> list[dict[str, Any]]:
         """All rows of ``predictions`` or ``quarantine``."""
         place = locate(self.out, StorageSection()) / kind
-        tables = [pq.read_table((place / name).path, filesystem=place.filesystem) for name in place.files(".parquet")]
+        paths = [(place / name).path for name in place.files(".parquet")]
+        tables = [pq.read_table(path, filesystem=place.arrow_filesystem) for path in paths]
         return [row for table in tables for row in table.to_pylist()]
 
 

@@ -52,7 +52,7 @@ def work_in(folder: Path) -> list[str]:
 def read_rows(prefix: str, folder: str) -> dict[str, dict]:
     """The rows of ``predictions`` or ``quarantine``, by ``image_id``, each of which is there once."""
     place = locate(prefix, StorageSection()) / folder
-    tables = [pq.read_table((place / name).path, filesystem=place.filesystem) for name in place.files(".parquet")]
+    tables = [pq.read_table((place / name).path, filesystem=place.arrow_filesystem) for name in place.files(".parquet")]
     rows = [row for table in tables for row in table.to_pylist()]
     by_image = {row["image_id"]: row for row in rows}
     assert len(by_image) == len(rows)

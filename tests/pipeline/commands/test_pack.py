@@ -14,6 +14,7 @@ import boto3
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError
 from PIL import Image
 
 from medfocus.pipeline.commands import evaluate, pack, quarantine
@@ -23,6 +24,7 @@ from medfocus.pipeline.data.storage import AccessError, Location, ServiceError, 
 from medfocus.pipeline.errors import MedFocusError, UsageError
 from medfocus.pipeline.ingest.shard_writer import ImageFile, write_shard
 from medfocus.pipeline.ingest.source import Source, find_images
+from medfocus.pipeline.labels.folders import folder_classes
 from tests.conftest import png
 from tests.pipeline.evaluation.archive import draw_rows, write_predictions
 
@@ -191,13 +193,17 @@ def test_a_shard_of_nothing_is_not_written(top: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("message", "kind"), [("AWS Error ACCESS_DENIED", AccessError), ("AWS Error NETWORK_CONNECTION", ServiceError)]
+    ("error", "kind"),
+    [
+        (ClientError({"Error": {"Code": "AccessDenied"}}, "GetObject"), AccessError),
+        (EndpointConnectionError(endpoint_url="http://storage"), ServiceError),
+    ],
 )
 def test_storage_that_serves_nothing_ends_the_run(
-    top: Path, monkeypatch: pytest.MonkeyPatch, message: str, kind: type
+    top: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type
 ) -> None:
     def fail(*_: object) -> None:
-        raise OSError(message)
+        raise error
 
     monkeypatch.setattr("builtins.open", fail)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
@@ -310,27 +316,27 @@ def test_nothing_to_pack_is_told(
     assert {row["error"] for row in rows_of(tmp_path / "out" / "quarantine")} == {"EmptyImage", "Vanished"}
 
 
-def test_objects_of_any_key_are_packed_or_in_quarantine(s3: Callable[[str], str], config: Config) -> None:
+def test_objects_of_any_key_are_packed(s3: Callable[[str], str], config: Config) -> None:
     bucket, client = s3("any-key"), boto3.client("s3", region_name="us-east-1")
     good = ["in/a/x.png", "in/a b+c%20#?.png", "in/ü/y", "in/u\u0308.png", "in/a.png/z.png", "in/a.png"]
-    odd = ["in//x.png", "in/./x.png", "in/a//x", "in/a/../y.png"]
-    for key in [*good, *odd]:
+    keys = [*good, "in//x.png", "in/./x.png", "in/a//x", "in/a/../y.png"]
+    for key in keys:
         client.put_object(Bucket="any-key", Key=key, Body=PNG)
     for key in ("in/a/", "in/marker/", "in/__MACOSX/x.png", "in/notes.txt"):
         client.put_object(Bucket="any-key", Key=key, Body=b"")
     origin, out = place(f"{bucket}/in/"), place(f"{bucket}/out")
     source = find_images(origin)
-    assert {refusal.source_uri: refusal.error for refusal in source.refused} == {
-        f"{bucket}/{key}": "Unaddressable" for key in odd
-    }
+    assert not source.refused
     images = [vars(ImageFile(found.image_id, found.path, found.size)) for found in source.images]
     images.append(vars(ImageFile("gone.png", b"gone.png", 1)))
     written = write_shard({"name": "shard.parquet", "images": images}, origin, out)
-    assert written["rows"] == len(good) and '"Vanished"' in written["refused"]
-    table = pq.read_table(out.filesystem.open_input_file(f"{out.path}/shard.parquet"))
-    assert set(table["source_uri"].to_pylist()) == {f"{bucket}/{key}" for key in good}
-    with pytest.raises(UsageError, match="cannot be addressed; give another prefix"):
-        pack.run(config, f"{bucket}//in", f"{bucket}/out2", None)
+    assert written["rows"] == len(keys) and '"Vanished"' in written["refused"]
+    table = pq.read_table(f"{out.path}/shard.parquet", filesystem=out.arrow_filesystem)
+    assert set(table["source_uri"].to_pylist()) == {f"{bucket}/{key}" for key in keys}
+    classes = dict(
+        zip(table["image_id"].to_pylist(), folder_classes(table["image_id"].to_pylist()).classes, strict=True)
+    )
+    assert {classes[name] for name in ("/x.png", "./x.png", "a.png", "ü/y")} == {None, "ü"} and classes["a//x"] == "a"
 
 
 @pytest.mark.parametrize("columns", ["file", "path", "image_id", "both", "other id", "other file"])

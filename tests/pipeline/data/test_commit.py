@@ -91,7 +91,7 @@ class FailingLocation(Location):
 
     def __truediv__(self, name: str) -> Location:
         below = super().__truediv__(name)
-        return FailingLocation(below.filesystem, below.path, below.uri)
+        return FailingLocation(below.store, below.path, below.uri)
 
     def write(self, content: bytes) -> None:
         self._count()
@@ -109,7 +109,7 @@ def test_a_retry_stopped_at_any_step_doubles_and_loses_no_row(tmp_path: Path, st
     shard = MANIFEST.shards[1].sha256
     output(tmp_path, replaces=True).begin(SETTINGS, MANIFEST, retry_quarantined=True)
     FailingLocation.left = steps
-    place = FailingLocation(run.prefix.filesystem, run.prefix.path, run.prefix.uri)
+    place = FailingLocation(run.prefix.store, run.prefix.path, run.prefix.uri)
     stopped = False
     try:
         Output(place, PREDICTIONS, replaces=True).commit(shard, rows(["good-1", "bad-1"]), refused([]))
@@ -130,7 +130,7 @@ def test_a_retry_stopped_at_any_step_doubles_and_loses_no_row(tmp_path: Path, st
 def test_overwriting_that_is_stopped_is_reported_and_never_taken_for_a_run(tmp_path: Path, steps: int) -> None:
     run = finished(tmp_path)
     FailingLocation.left = steps
-    place = FailingLocation(run.prefix.filesystem, run.prefix.path, run.prefix.uri)
+    place = FailingLocation(run.prefix.store, run.prefix.path, run.prefix.uri)
     other = SETTINGS | {"model": "m/2"}
     with contextlib.suppress(Stopped):
         Output(place, PREDICTIONS).begin(other, MANIFEST, overwrite=True)

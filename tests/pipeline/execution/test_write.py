@@ -125,7 +125,7 @@ class FailingLocation(Location):
 
     def __truediv__(self, name: str) -> "FailingLocation":
         below = super().__truediv__(name)
-        return FailingLocation(below.filesystem, below.path, below.uri)
+        return FailingLocation(below.store, below.path, below.uri)
 
     def write(self, content: bytes) -> None:
         raise FailingLocation.error
@@ -135,7 +135,7 @@ class FailingLocation(Location):
 def test_storage_that_cannot_be_written_fails_the_shard_or_ends_the_run(tmp_path: Path, error: StorageError) -> None:
     FailingLocation.error = error
     place = locate(str(tmp_path), StorageSection())
-    failing = Output(FailingLocation(place.filesystem, place.path, place.uri), PREDICTIONS)
+    failing = Output(FailingLocation(place.store, place.path, place.uri), PREDICTIONS)
     if isinstance(error, AccessError):
         with pytest.raises(AccessError):
             commit_rows(block(2), failing, MODEL)
