@@ -31,6 +31,9 @@ class LocalFiles:
         """The file system for pyarrow."""
         return pafs.LocalFileSystem()
 
+    def renew(self) -> None:
+        """There is no connection."""
+
     def kind(self, path: str) -> str:
         """What is there: ``file``, ``folder``, ``other``, or an empty text for nothing."""
         try:

@@ -21,7 +21,7 @@ CONNECT_TIMEOUT, READ_TIMEOUT = 5, 60
 # Variables that decide credentials and proxies.
 _VARIABLES = re.compile(r"AWS_|AZURE_|GOOGLE_|STORAGE_EMULATOR_HOST$|.*_PROXY$", re.IGNORECASE)
 
-_filesystems: dict[tuple[Any, ...], AbstractFileSystem] = {}
+_filesystems: dict[tuple["StoreAddress", int], AbstractFileSystem] = {}
 _lock = threading.Lock()
 os.register_at_fork(after_in_child=lambda: globals().update(_lock=threading.Lock(), _filesystems={}))
 
@@ -51,12 +51,17 @@ class StoreAddress:
         Raises:
             StorageError: the package of the scheme is not installed, or the proxy cannot be used.
         """
-        surroundings = hash(frozenset(item for item in os.environ.items() if _VARIABLES.match(item[0])))
+        key = self, hash(frozenset(item for item in os.environ.items() if _VARIABLES.match(item[0])))
         with _lock:
-            key = (self, surroundings)
             if key not in _filesystems:
                 _filesystems[key] = _connect(self)
             return _filesystems[key]
+
+    def renew(self) -> None:
+        """Connect anew at the next use, with the credentials that are there then."""
+        with _lock:
+            for key in [key for key in _filesystems if key[0] == self]:
+                del _filesystems[key]
 
 
 def _connect(address: StoreAddress) -> AbstractFileSystem:

@@ -19,6 +19,8 @@ from medfocus.pipeline.data.storage_errors import error_codes
 
 # Bytes of a part of an upload, and parts at a time.
 PART, PARTS = 1 << 24, 4
+# Bytes of a request of a stream.
+_BLOCK = 1 << 23
 # Errors of an answer that ends in its middle, which botocore does not try again.
 _CUT = {"ClientPayloadError", "ResponseStreamingError", "IncompleteReadError", "ServerDisconnectedError"}
 # What changes with an object's content, in fsspec's information about it, by the library.
@@ -56,6 +58,10 @@ class Objects:
     def arrow_filesystem(self) -> pafs.FileSystem:
         """The file system for pyarrow."""
         return pafs.PyFileSystem(_Handler(self))
+
+    def renew(self) -> None:
+        """Connect anew at the next use, with the credentials that are there then."""
+        self.address.renew()
 
     def check(self, path: str) -> None:
         """Raise the error of the service if the bucket cannot be used, where that takes one cheap request."""
@@ -200,6 +206,10 @@ class ObjectStream(io.RawIOBase):
         self.position += len(content)
         return len(content)
 
+    def readall(self) -> bytes:
+        """Read the rest."""
+        return self.read(max(0, self.info["size"] - self.position)) or b""
+
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Go to a position; the position."""
         self.position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.info["size"]}[whence]
@@ -216,8 +226,11 @@ class _Handler(pafs.FSSpecHandler):
     def __reduce__(self) -> tuple[type, tuple[Objects]]:
         return _Handler, (self.objects,)
 
-    def open_input_file(self, path: str) -> pa.PythonFile:
-        """Open an object to read at any position."""
-        return pa.PythonFile(self.objects.open(path), mode="r")
+    def open_input_file(self, path: str) -> pa.NativeFile:
+        """Open an object to read at any position: a small one is read whole, of others each read is a request."""
+        stream = self.objects.open(path)
+        return pa.BufferReader(stream.readall()) if stream.info["size"] <= _BLOCK else pa.PythonFile(stream, mode="r")
 
-    open_input_stream = open_input_file
+    def open_input_stream(self, path: str) -> pa.NativeFile:
+        """Open an object to read it from its start: requests are for more than what is read."""
+        return pa.PythonFile(io.BufferedReader(self.objects.open(path), _BLOCK), mode="r")

@@ -147,7 +147,7 @@ class Location:
         return self.attempt(lambda: self.store.create(self.path, content))
 
     def read_version(self) -> tuple[bytes, str]:
-        """The content of the file, and the version of it that ``replace`` takes."""
+        """The content of the file, and the version that ``replace`` takes; equal contents may be of one version."""
         return self.attempt(lambda: self.store.read_version(self.path))
 
     def replace(self, content: bytes, version: str) -> bool:
@@ -194,6 +194,8 @@ class Location:
             failure = storage_error(error, self.uri)
             if failure is None:
                 raise
+            if isinstance(failure, AccessError):
+                self.store.renew()
             raise failure from error
 
 
@@ -211,6 +213,9 @@ class _Stream(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         return self.location.attempt(lambda: self.stream.readinto(buffer))
+
+    def readall(self) -> bytes:
+        return self.location.attempt(self.stream.readall)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         return self.stream.seek(offset, whence)

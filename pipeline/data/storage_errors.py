@@ -33,7 +33,7 @@ _SIGN_IN = "the sign-in of the AWS profile has expired; run aws sso login"
 _NOT_FETCHED = "credentials cannot be fetched; check the profile, the role or the sign-in that should give them"
 _BUCKET = "the bucket does not exist; create it or correct the name"
 _DENIED = "access denied; check the credentials and their policy"
-_ANOTHER_REGION = "the bucket is in another region; set storage.s3_region to it"
+_ANOTHER_REGION = "the bucket is in another region, or the endpoint moved; correct storage.s3_region or s3_endpoint"
 _NO_ANSWER = "the service does not answer; check storage.s3_endpoint or AWS_ENDPOINT_URL, and the proxy"
 _NO_CONDITION = (
     "the service has no conditional writes, so that it cannot hold a lease: two runs at once could write the same"
@@ -85,7 +85,9 @@ _SERVICE = {
 }
 _CONDITION = {"NotImplemented", "501"}
 _LIBRARIES = {"botocore", "aiobotocore", "aiohttp", "azure", "google", "gcsfs", "fsspec"}
-_NETWORK = {errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT}
+# Codes of errors of the operating system.
+_NETWORK = (errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT)
+_CODES = {errno.ENOTSUP: "NotImplemented", **dict.fromkeys(_NETWORK, "ClientConnectionError")}
 
 
 def storage_error(error: Exception, uri: str) -> StorageError | None:
@@ -100,7 +102,7 @@ def storage_error(error: Exception, uri: str) -> StorageError | None:
         has no conditional writes, else a StorageError. The message names the mend. None if the error is no error of
         storage.
     """
-    if not any(isinstance(cause, OSError) or _is_of_library(cause) for cause in _chain(error)):
+    if not any(isinstance(cause, OSError | RecursionError) or _is_of_library(cause) for cause in _chain(error)):
         return None
     codes = list(error_codes(error))
     if code := next((code for code in codes if code in _ACCESS), None):
@@ -129,8 +131,10 @@ def error_codes(error: BaseException) -> Iterator[str]:
                 if (code := getattr(cause, name, None)) is not None:
                     yield str(getattr(code, "value", code))
         yield from (kind.__name__ for kind in type(cause).__mro__ if kind.__module__.partition(".")[0] in _LIBRARIES)
-        if isinstance(cause, OSError) and cause.errno in _NETWORK:
-            yield "ClientConnectionError"
+        if isinstance(cause, RecursionError):  # the SDK follows a redirection that does not say where to
+            yield "PermanentRedirect"
+        if isinstance(cause, OSError) and cause.errno in _CODES:
+            yield _CODES[cause.errno]
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

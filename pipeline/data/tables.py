@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import pyarrow as pa
-import pyarrow.dataset as pads
+import pyarrow.parquet as pq
 
 from medfocus.pipeline.data import records
 from medfocus.pipeline.data.storage import Location
@@ -32,14 +32,13 @@ def read_columns(location: Location, record: pa.Schema, columns: list[str]) -> p
         StorageError: the file cannot be read.
         UsageError: the file is not a whole Parquet file, or does not hold the record.
     """
-    fragment = pads.ParquetFileFormat().make_fragment(location.path, location.arrow_filesystem)
     try:
-        schema = location.attempt(lambda: fragment.physical_schema)
-        records.check_record(schema, record, location.uri)
-        table = location.attempt(lambda: fragment.to_table(columns=columns))
+        file = location.attempt(lambda: pq.ParquetFile(location.path, filesystem=location.arrow_filesystem))
+        records.check_record(file.schema_arrow, record, location.uri)
+        table = location.attempt(lambda: file.read(columns))
     except pa.ArrowInvalid as error:
         raise UsageError(f"{location.uri}: not a whole Parquet file; remove it and make it again") from error
-    return table.replace_schema_metadata(schema.metadata)
+    return table.replace_schema_metadata(file.schema_arrow.metadata)
 
 
 def each_of(locations: Sequence[Location], read: Callable[[Location], T]) -> Iterator[T]:

@@ -171,6 +171,10 @@ def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return close and one["label"] == other["label"] and one["decision"] == other["decision"]
 
 
+# Status, headers and content.
+Answer = tuple[int, Mapping[str, str], bytes]
+
+
 class _Handler(BaseHTTPRequestHandler):
     """Forwards requests, except those that the server chooses to fail."""
 
@@ -192,6 +196,10 @@ class _Handler(BaseHTTPRequestHandler):
             headers = {"Content-Type": "application/xml", "Content-Length": str(len(answer))}
             self._answer(_STATUS[fault], headers, answer)
             return
+        self._answer(*self.server.answer(self, lambda: self._served(body)))
+
+    def _served(self, body: bytes) -> Answer:
+        """The answer of the S3 server."""
         inner = http.client.HTTPConnection("127.0.0.1", self.server.target, timeout=60)
         sent = {name: value for name, value in self.headers.items() if name.lower() not in _HOP_BY_HOP}
         inner.request(self.command, self.path, body, sent)
@@ -199,8 +207,8 @@ class _Handler(BaseHTTPRequestHandler):
         content = response.read()
         headers = {name: value for name, value in response.getheaders() if name.lower() not in _HOP_BY_HOP}
         headers["Content-Length"] = response.getheader("Content-Length") or str(len(content))  # HEAD has no content
-        self._answer(response.status, headers, content)
         inner.close()
+        return response.status, headers, content
 
     def _body(self) -> bytes:
         """The request's body: of a stated length, or in chunks, of which the last is empty."""
@@ -238,7 +246,8 @@ class Proxy(ThreadingHTTPServer):
     """A proxy before an S3 server that fails a share of requests: 503 SlowDown, 500, a reset, or a second late.
 
     ``faults`` counts the failures by kind, and ``bytes_sent`` the bytes of the answers' bodies. While ``expired`` is
-    set, every request is refused with ``ExpiredToken``.
+    set, every request is refused with ``ExpiredToken``. ``answer`` answers a request; it is given the request and a
+    function that returns the answer of the S3 server.
 
     Args:
         target: port of the S3 server on this machine.
@@ -253,6 +262,7 @@ class Proxy(ThreadingHTTPServer):
         self.target, self.share = target, share
         self.dice, self.lock = random.Random(seed), threading.Lock()
         self.expired = False
+        self.answer: Callable[[BaseHTTPRequestHandler, Callable[[], Answer]], Answer] = lambda request, serve: serve()
         self.faults: Counter[str] = Counter()
         self.bytes_sent = 0
 

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from medfocus.pipeline.config import StorageSection
+from medfocus.pipeline.data import s3_connection
 from medfocus.pipeline.data.local_tree import Kind
 from medfocus.pipeline.data.storage import ServiceError, StorageError, locate
 from tests import servers
@@ -67,7 +68,13 @@ def test_a_missing_bucket_is_named(s3: Callable[[str], str]) -> None:
         locate("s3://no-such-bucket-here/x", StorageSection()).files()
 
 
-def test_a_dead_endpoint_is_reported(s3: Callable[[str], str]) -> None:
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests that find no server are tried twice only."""
+    monkeypatch.setattr(s3_connection, "_ATTEMPTS", 2)
+
+
+def test_a_dead_endpoint_is_reported(s3: Callable[[str], str], impatient: None) -> None:
     section = StorageSection(s3_endpoint=f"http://127.0.0.1:{servers.free_port()}")
     with pytest.raises(ServiceError, match="the service does not answer"):
         locate("s3://bucket/x", section).read()
@@ -245,7 +252,7 @@ def test_a_proxy_that_cannot_be_used_is_reported_without_its_password(
 
 
 def test_a_proxy_that_does_not_answer_is_reported_without_its_password(
-    s3: Callable[[str], str], unproxied: None, monkeypatch: pytest.MonkeyPatch
+    s3: Callable[[str], str], unproxied: None, impatient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bucket = s3("dead-proxy")
     monkeypatch.setenv("HTTP_PROXY", f"http://doctor:secret-word@127.0.0.1:{servers.free_port()}")
