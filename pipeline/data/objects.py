@@ -23,6 +23,8 @@ PART, PARTS = 1 << 24, 4
 _BLOCK = 1 << 23
 # Errors of an answer that ends in its middle, which botocore does not try again.
 _CUT = {"ClientPayloadError", "ResponseStreamingError", "IncompleteReadError", "ServerDisconnectedError"}
+# Codes of a request for bytes beyond the end.
+_NO_SUCH_RANGE = {"InvalidRange", "416"}
 # What changes with an object's content, in fsspec's information about it, by the library.
 _STAMPS = ("ETag", "etag", "generation", "created")
 
@@ -75,11 +77,12 @@ class Objects:
 
     def listing(self, path: str, recursive: bool) -> Iterator[tuple[str, int]]:
         """Name relative to a folder, and size, of each object below it; folders have no entry."""
-        filesystem, depth = self.filesystem, {} if recursive else {"maxdepth": 1}
+        filesystem = self.filesystem
         prefix = filesystem._strip_protocol(path).rstrip("/") + "/"
-        for name, info in filesystem.find(path, detail=True, **depth).items():
-            if name.startswith(prefix) and name != prefix and info["type"] != "directory":
-                yield name.removeprefix(prefix), info["size"]
+        for place, info in filesystem.find(path, detail=True).items():
+            name = place.removeprefix(prefix)
+            if name and name != place and info["type"] != "directory" and (recursive or "/" not in name):
+                yield name, info["size"]
 
     def names(self, path: str, recursive: bool) -> Iterator[str]:
         """Names of the objects below a folder, relative to it."""
@@ -101,6 +104,15 @@ class Objects:
 
     def read(self, path: str, most: int | None) -> bytes:
         """The content of an object, or its first bytes."""
+        try:
+            return self.content(path, most)
+        except Exception as error:  # each library has its own classes
+            if most is None or _NO_SUCH_RANGE.isdisjoint(error_codes(error)):
+                raise
+            return b""  # the object is empty
+
+    def content(self, path: str, most: int | None) -> bytes:
+        """The content of an object, or its first bytes; an error where an empty object has none."""
         limits = {} if most is None else {"start": 0, "end": most}
         return self.filesystem.cat_file(path, **limits)
 

@@ -49,15 +49,10 @@ class S3Objects(Objects):
         """
         self.filesystem.call_s3("list_objects_v2", Bucket=path.partition("/")[0], Prefix=_prefix(path), MaxKeys=1)
 
-    def read(self, path: str, most: int | None) -> bytes:
-        """The content of an object, or its first bytes."""
+    def content(self, path: str, most: int | None) -> bytes:
+        """The content of an object, or its first bytes; an error where an empty object has none."""
         limits = {} if most is None else {"Range": f"bytes=0-{most - 1}"}
-        try:
-            return retries()(self._get, path, limits)[0]
-        except OSError as error:
-            if most is not None and "InvalidRange" in error_codes(error):  # the object is empty
-                return b""
-            raise
+        return retries()(self._get, path, limits)[0]
 
     def read_range(self, path: str, start: int, end: int, info: Mapping[str, Any]) -> bytes:
         """Bytes of the object that has this information; an error if it has changed since."""
