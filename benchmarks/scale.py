@@ -98,7 +98,7 @@ def predict(images: int, costs: StageCosts, cluster: Cluster, rows_per_shard: in
         model_seconds = costs.cpu["segment"] + costs.cpu["embed"]
     rates["CPUs"] = resources["CPU"] / cpu_seconds
     shards = -(-images // rows_per_shard)
-    plans = -(-shards // (_SHARDS_PER_ACTOR * plan_resources(resources).models.processes))
+    plans = -(-shards // (_SHARDS_PER_ACTOR * plan_resources([resources]).models.processes))
     # Each plan of Ray Data loads the models, and no other work fills the CPUs while its last shards are processed.
     overhead = plans * (costs.start + rows_per_shard * model_seconds)
     return Prediction(rates, overhead + images / min(rates.values()))

@@ -133,7 +133,7 @@ def measure(workload: Workload) -> StageCosts:
         output.begin({}, manifest)
         side = model_files.image_size(config.segment, config.storage)
         job = JobSpec(source, output, config, model.foundation, side, provenance, model.prompts(None))
-        stream.run_shards(manifest.shards, job, plan_resources(resources), bar)
+        stream.run_shards(manifest.shards, job, plan_resources([resources]), bar)
     return sum_calls(pd.DataFrame(_read_calls(calls)), began, workload)
 
 

@@ -59,9 +59,9 @@ def connected(address: str | None, cpus: int | None) -> Iterator[dict[str, float
         yield ray.cluster_resources()
 
 
-def alive_nodes() -> list[str]:
-    """Ids of the nodes of the cluster that this process is connected to."""
-    return sorted(node["NodeID"] for node in ray.nodes() if node["Alive"])
+def cluster_address(address: str | None) -> str | None:
+    """Address of the cluster to connect to: the configured one, else ``RAY_ADDRESS``; None starts a cluster here."""
+    return address or os.environ.get("RAY_ADDRESS") or None
 
 
 @contextmanager
@@ -71,7 +71,7 @@ def _session(address: str | None, cpus: int | None, verbose: bool) -> Iterator[N
     Raises:
         ClusterError: there is no cluster at the address, or no folder for the files of a cluster started here.
     """
-    address = address or os.environ.get("RAY_ADDRESS") or None
+    address = cluster_address(address)
     _check_listens(address)
     options: dict[str, Any]
     if address:

@@ -5,10 +5,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from string import Formatter
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from medfocus.cluster.resources import Demand
 from medfocus.pipeline.errors import UsageError
 from medfocus.pipeline.yaml_text import NullText, read_mapping, without_quotes
 from medfocus.stages.prompt_settings import FOCUS_MODES, Focus, PromptSettings
@@ -51,6 +52,27 @@ class ClusterSection(Section):
         " one here",
     )
     cpus: int | None = Field(None, ge=1, description="CPUs of a cluster started here; all of them when empty")
+    gpus: int | None = Field(
+        None, ge=1, description="GPUs that a run shall use, which the autoscaler is asked for; empty: all it can start"
+    )
+    workers: int | None = Field(
+        None, ge=1, description="processes with models that a run shall use, in place of gpus; empty: one for each CPU"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="device of the models: auto takes GPUs where there are some"
+    )
+    wait_minutes: float = Field(15, ge=0, description="longest wait for the first node that has room for the models")
+
+    @property
+    def demand(self) -> Demand:
+        """What a run asks of the cluster."""
+        return Demand(self.gpus, self.workers, self.device)
+
+    @model_validator(mode="after")
+    def _one_number(self) -> "ClusterSection":
+        if self.gpus is not None and self.workers is not None:
+            raise ValueError("gpus and workers are both set, and each decides the number of processes; leave one empty")
+        return self
 
 
 class PackSection(Section):

@@ -87,7 +87,7 @@ def prepare(folder: Path, count: int, settings: list[str]) -> Workload:
 
 def actor_count() -> int:
     """Number of actors with the models that ``score`` starts on this machine."""
-    return plan_resources({"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}).models.processes
+    return plan_resources([{"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}]).models.processes
 
 
 class Stages:

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from scipy.special import softmax
 
-from medfocus.cluster.connect import connected
-from medfocus.cluster.resources import training_share
+from medfocus.cluster.connect import cluster_address, connected
+from medfocus.cluster.errors import ClusterError
+from medfocus.cluster.nodes import autoscaler_reach, await_room, node_resources
+from medfocus.cluster.resources import Share, training_share
 from medfocus.pipeline.config import Config
 from medfocus.pipeline.console.logs import event
 from medfocus.pipeline.data.commit import FEATURES, RUN_FILE, Output, settings_key
@@ -83,9 +85,9 @@ def run(config: Config, features: str, name: str) -> dict[str, Any]:
         run_file.write_json({"mlflow_run_id": active.info.run_id})
         runs.log_dataset("features", inputs.record["digest"], "train")
         runs.log_tags({"held_out": held_out.how})
-        with connected(config.cluster.address, config.cluster.cpus) as resources:
+        with connected(config.cluster.address, config.cluster.cpus):
             check_shared(config.storage, read=[], written=[prefix])
-            share = training_share(resources, config.train.workers)
+            share = _share(config)
             result = fit(config, settings, prefix, inputs.folds, key, share, inputs.foundation.clip_identity)
         runs.log_history(result.history)
         calibration = calibrate(result.held_out_logits, result.held_out_targets, config.train.target_sensitivity)
@@ -97,6 +99,21 @@ def run(config: Config, features: str, name: str) -> dict[str, Any]:
         runs.log_metrics(summary)
         event("trained", **summary, model=model_uri)
         return summary | {"model_uri": model_uri, "mlflow_run_id": active.info.run_id}
+
+
+def _share(config: Config) -> Share:
+    """The share of the training processes, once a node has room for one.
+
+    Raises:
+        UsageError: no node with room for a training process came.
+    """
+    section = config.cluster
+    share = training_share(node_resources(), config.train.workers, section.demand, autoscaler_reach())
+    try:
+        await_room(share, section.wait_minutes if cluster_address(section.address) else 0)
+    except ClusterError as error:
+        raise UsageError(str(error)) from error
+    return share
 
 
 def _read_input(config: Config, prefix: Location) -> _TrainingInput:

@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import GetTimeoutError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from medfocus.cluster.connect import alive_nodes
+from medfocus.cluster.nodes import node_ids
 from medfocus.pipeline.config import StorageSection
 from medfocus.pipeline.data.storage import Location
 from medfocus.pipeline.errors import MedFocusError, UsageError
@@ -40,7 +40,7 @@ def check_shared(storage: StorageSection, *, read: Sequence[Location], written: 
         MedFocusError: a node does not answer.
     """
     read, written = [[place for place in places if place.is_local] for places in (read, written)]
-    nodes = alive_nodes()
+    nodes = node_ids()
     if len(nodes) < 2 or not (read or written):
         return
     example = (written or read)[0]

@@ -3,15 +3,18 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from medfocus.cluster.connect import connected
-from medfocus.cluster.resources import plan_resources
-from medfocus.pipeline.console.logs import progress
+from medfocus.cluster.connect import cluster_address, connected
+from medfocus.cluster.errors import ClusterError
+from medfocus.cluster.nodes import autoscaler_reach, await_room, logged_changes, node_resources
+from medfocus.cluster.resources import Demand, ResourcePlan, describe, plan_resources
+from medfocus.pipeline.config import ClusterSection
+from medfocus.pipeline.console.logs import log, progress
 from medfocus.pipeline.data.manifest import FILE, Manifest, ShardEntry
 from medfocus.pipeline.data.shared_paths import check_shared
-from medfocus.pipeline.errors import before_start
+from medfocus.pipeline.errors import UsageError, before_start
 from medfocus.pipeline.execution.job import JobSpec
 from medfocus.pipeline.execution.stream import run_shards
 from medfocus.pipeline.tracking import runs
@@ -82,10 +85,11 @@ def run_archive(
         runs.log_dataset("shards", manifest.digest, command)
         if parameters:
             runs.log_parameters(parameters)
-        with connected(config.cluster.address, config.cluster.cpus) as resources:
+        with connected(config.cluster.address, config.cluster.cpus):
             check_shared(config.storage, read=[job.source / FILE], written=[output.prefix])
-            with progress(command, rows, resumed, runs.log_progress) as counter:
-                summary = run_shards(unfinished, job, plan_resources(resources), counter, most_quarantined)
+            plan = _plan(config.cluster, len(unfinished))
+            with progress(command, rows, resumed, runs.log_progress) as counter, logged_changes(plan.models):
+                summary = run_shards(unfinished, job, plan, counter, most_quarantined)
         output.check_complete(shards)
         output.update(finished=True, digest=manifest.digest)
         seconds = time.monotonic() - started
@@ -98,6 +102,31 @@ def run_archive(
             seconds=seconds,
             mlflow_run_id=active.info.run_id,
         )
+
+
+def _plan(section: ClusterSection, shards: int) -> ResourcePlan:
+    """The resource plan of a run over so many shards, once a node has room for the models.
+
+    Raises:
+        UsageError: the cluster cannot run the models, or no node with room for them came.
+    """
+    # A cluster that is started here has no autoscaler: a wait would be in vain.
+    minutes = section.wait_minutes if cluster_address(section.address) else 0
+    try:
+        first = _bounded_plan(section.demand, shards)
+        if shards:
+            await_room(first.models, minutes)
+        plan = _bounded_plan(section.demand, shards)  # the first node says how many CPUs a GPU has
+    except ClusterError as error:
+        raise UsageError(str(error)) from error
+    log.info("plan: %s; now %s", plan, describe(node_resources()))
+    return plan
+
+
+def _bounded_plan(demand: Demand, shards: int) -> ResourcePlan:
+    """The plan for the nodes that are there or may come, with no more actors than shards."""
+    plan = plan_resources(node_resources(), demand, autoscaler_reach())
+    return replace(plan, models=replace(plan.models, processes=min(plan.models.processes, max(shards, 1))))
 
 
 def _count_rows(shards: Sequence[ShardEntry], labelled_only: bool) -> int:

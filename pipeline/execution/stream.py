@@ -14,10 +14,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import ray
-from ray.data import ActorPoolStrategy, TaskPoolStrategy
+from ray.data import ActorPoolStrategy, ExecutionResources, TaskPoolStrategy
 from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, WorkerCrashedError
 from scipy.stats import binom
 
+from medfocus.cluster.data_context import scoped_data_context
 from medfocus.cluster.devices import names_device_error
 from medfocus.cluster.resources import ResourcePlan, Share
 from medfocus.pipeline.console.causes import reason
@@ -196,13 +197,15 @@ def _execute(shards: Sequence[ShardEntry], job: JobSpec, plan: ResourcePlan) -> 
         "isolation": Isolation("decode", journal),
     }
     model_arguments = (job, plan.models, plan.device, journal)
-    dataset = (
-        ray.data.from_items(items, override_num_blocks=len(items))
-        .map_batches(read_and_decode, batch_size=1, fn_kwargs=decode_arguments, **_tasks(plan.decode, len(items)))
-        .map_batches(
-            ModelActor, batch_size=None, fn_constructor_args=model_arguments, **_actors(plan.models, len(items))
+    with scoped_data_context() as context:
+        if plan.limits is not None:
+            context.execution_options.resource_limits = ExecutionResources.for_limits(**plan.limits)
+        dataset = (
+            ray.data.from_items(items, override_num_blocks=len(items))
+            .map_batches(read_and_decode, batch_size=1, fn_kwargs=decode_arguments, **_tasks(plan.decode, len(items)))
+            # A block is a shard, of whatever size. The public map_batches refuses that (batch_size=None) beside GPUs.
+            .map_batches_internal(ModelActor, fn_constructor_args=model_arguments, **_actors(plan, len(items)))
         )
-    )
     yield from dataset.iter_rows()
 
 
@@ -211,7 +214,9 @@ def _tasks(share: Share, shards: int) -> dict[str, Any]:
     return {"compute": TaskPoolStrategy(size=min(share.processes, shards) or None), "num_cpus": share.cpus}
 
 
-def _actors(share: Share, shards: int) -> dict[str, Any]:
+def _actors(plan: ResourcePlan, shards: int) -> dict[str, Any]:
     """Options of the actors that hold the models, for ``map_batches``."""
-    pool = ActorPoolStrategy(size=min(share.processes, shards), max_tasks_in_flight_per_actor=2)
+    share = plan.models
+    size = min(share.processes, shards)
+    pool = ActorPoolStrategy(min_size=size, max_size=shards if plan.grows else size, max_tasks_in_flight_per_actor=2)
     return {"compute": pool, "num_cpus": share.cpus, "num_gpus": share.gpus, "runtime_env": {"env_vars": ENVIRONMENT}}

@@ -2,6 +2,7 @@
 
 ``FAULT_KILL_ON``: bytes in hexadecimal; decoding a PNG that contains them kills the process.
 ``FAULT_COUNT``: a file; each pass of SAM2 appends a line with the number of its images.
+``FAULT_PAUSE``: a file; while it exists, SAM2 waits before each pass.
 ``FAULT_DEVICE``: SAM2's device fails, and stays broken for the process. ``always``: at the first image. ``white``: at a
 white image. ``once:FILE``: at the first image of all processes, which creates the file.
 """
@@ -10,6 +11,7 @@ import importlib.machinery
 import os
 import signal
 import sys
+import time
 
 if "FAULT_KILL_ON" in os.environ:
     from PIL import PngImagePlugin
@@ -66,6 +68,8 @@ class _Patching:
                 if "FAULT_COUNT" in os.environ:
                     with open(os.environ["FAULT_COUNT"], "a") as file:  # noqa: PTH123  appended in one write
                         file.write(f"{len(pixels)}\n")
+                while os.path.exists(os.environ.get("FAULT_PAUSE", "")):  # noqa: PTH110  no import that workers do not need
+                    time.sleep(0.1)
                 if "FAULT_DEVICE" in os.environ:
                     device.use(pixels)
                 return find(self, pixels)
@@ -76,5 +80,5 @@ class _Patching:
         return spec
 
 
-if os.environ.keys() & {"FAULT_COUNT", "FAULT_DEVICE"}:
+if os.environ.keys() & {"FAULT_COUNT", "FAULT_DEVICE", "FAULT_PAUSE"}:
     sys.meta_path.insert(0, _Patching())

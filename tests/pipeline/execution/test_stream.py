@@ -15,7 +15,7 @@ from medfocus.pipeline.execution import stream
 from medfocus.pipeline.execution.actor import ENVIRONMENT
 from medfocus.pipeline.execution.stream import RunSummary, _actors, run_shards
 
-PLAN = plan_resources({"CPU": 2})
+PLAN = plan_resources([{"CPU": 2}])
 SHARDS = [ShardEntry(f"shard-{name}", 10, 100, name) for name in "abc"]
 
 
