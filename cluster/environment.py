@@ -13,6 +13,7 @@ processes, which run already. What an actor needs before its process begins stan
 import getpass
 import os
 import secrets
+import sys
 from pathlib import Path
 
 from medfocus.cluster.account import own_folder
@@ -76,7 +77,7 @@ def prepare_environment(*, own_cluster: bool = False, quiet: bool = False) -> No
         getpass.getuser()
     except (KeyError, OSError):  # the user id has no entry in the list of users
         os.environ["LOGNAME"] = f"uid{os.getuid()}"
-    if authentication_token():  # Ray reads the mode when it is imported
+    if "ray" not in sys.modules and authentication_token():  # Ray reads the mode when it is imported, and only then
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 

@@ -18,7 +18,7 @@ from medfocus.pipeline.config import Config, load_config
 from medfocus.pipeline.console.credentials import without_credentials
 from medfocus.pipeline.console.logs import event, log, show
 from medfocus.pipeline.errors import MedFocusError, UsageError
-from medfocus.pipeline.yaml_text import NullText, without_quotes
+from medfocus.pipeline.yaml_text import with_quotes
 
 # Commands that run here, and no job.
 _OF_THIS_MACHINE = ("submit", "jobs")
@@ -110,7 +110,8 @@ def job_variables(environment: Mapping[str, str]) -> dict[str, str]:
     for name in _SENT:
         if not (value := environment.get(name)):
             continue
-        if "://" in value and (urlsplit(value).hostname or "localhost") in _LOOPBACK:
+        host = urlsplit(value).hostname if "://" in value else None
+        if value.startswith(("/", ".", "~")) or ("://" in value and (host is None or host in _LOOPBACK)):
             event(f"{name} names this machine, and is not sent: the nodes take their own")
             continue
         variables[name] = without_credentials(value)
@@ -164,14 +165,6 @@ def _settings(config: Config) -> Iterator[str]:
             elif f"{prefix}{key}" == "cluster.address":
                 event("cluster.address is left out: a job runs on the cluster that it is submitted to")
             else:
-                yield f"{prefix}{key}={_text(value)}"
+                yield f"{prefix}{key}={with_quotes(value) if isinstance(value, str) else json.dumps(value)}"
 
     yield from walk(config.model_dump(exclude_unset=True), "")
-
-
-def _text(value: Any) -> str:
-    """A value as ``--set`` takes it; a text that would be read as another one is in quotes."""
-    if isinstance(value, str):
-        read = without_quotes(value.strip())
-        return value if read == value and not isinstance(read, NullText) else json.dumps(value)
-    return json.dumps(value)
