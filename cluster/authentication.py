@@ -10,8 +10,8 @@ import grpc
 
 from medfocus.cluster.environment import authentication_token
 
-# Ray's control service (GCS) answers this call to everybody whom it admits.
-_CALL = "/ray.rpc.NodeInfoGcsService/CheckAlive"
+# Calls that Ray answers to everybody whom it admits: its control service (GCS), and its server of Ray Client (ray://).
+_CONTROL, _CLIENT = "/ray.rpc.NodeInfoGcsService/CheckAlive", "/ray.rpc.RayletDriver/ClusterInfo"
 _LONGEST_CALL = 5.0
 MEND = (
     "take the token from whoever started it (ray get-auth-token prints it on the head), and name its file in"
@@ -35,22 +35,23 @@ def refusal(address: str) -> str | None:
     Ray itself tries for 20 seconds, and then says that it cannot connect.
 
     Args:
-        address: ``HOST:PORT`` of the cluster's control service, to which drivers connect.
+        address: ``HOST:PORT`` to which drivers connect.
     """
-    return fault() if _answer(address) == grpc.StatusCode.UNAUTHENTICATED else None
+    answers = (_answer(address, call) for call in (_CONTROL, _CLIENT))
+    return fault() if grpc.StatusCode.UNAUTHENTICATED in answers else None
 
 
 def is_control_service(address: str) -> bool:
     """Whether Ray's control service listens at ``HOST:PORT``, where people may look for the job server."""
-    return _answer(address) in (grpc.StatusCode.OK, grpc.StatusCode.UNAUTHENTICATED)
+    return _answer(address, _CONTROL) in (grpc.StatusCode.OK, grpc.StatusCode.UNAUTHENTICATED)
 
 
-def _answer(address: str) -> grpc.StatusCode:
-    """How the control service at an address answers a call with the token that Ray would show."""
+def _answer(address: str, name: str) -> grpc.StatusCode:
+    """How a service at an address answers a call with the token that Ray would show."""
     shown = authentication_token() if os.environ.get("RAY_AUTH_MODE", "").lower() == "token" else None
     metadata = [("authorization", f"Bearer {shown}")] if shown else []
     with grpc.insecure_channel(address) as channel:
-        call = channel.unary_unary(_CALL)
+        call = channel.unary_unary(name)
         try:
             call(b"", timeout=_LONGEST_CALL, metadata=metadata)
         except grpc.RpcError as error:

@@ -107,7 +107,8 @@ def _start_session(options: dict[str, Any], verbose: bool) -> None:
     except (OSError, ValueError, ray.exceptions.AuthenticationError) as error:
         place = "this machine" if options["address"] == "local" else options["address"]
         if isinstance(error, ray.exceptions.AuthenticationError):
-            raise ClusterError(f"Ray at {place}: {error.message}; {MEND}") from error
+            mend = MEND if options["address"] != "local" else "correct RAY_AUTH_TOKEN_PATH, or unset it"
+            raise ClusterError(f"Ray at {place}: {error.message}; {mend}") from error
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         # The address of a cluster that Ray has found by itself stands in its message alone.
         if (address := _ADDRESS.search(reason)) and (fault := refusal(address[0])):

@@ -76,11 +76,13 @@ class RayHead:
     Args:
         url: of the job server.
         address: of the control service, to which drivers connect.
+        client_port: at which Ray Client listens, on the address of the machine.
         folder: from which it was started.
     """
 
     url: str
     address: str
+    client_port: int
     folder: Path
 
 
@@ -102,7 +104,7 @@ def ray_head(folder: Path, environment: Mapping[str, str]) -> Iterator[RayHead]:
         while not _answers(f"{url}/api/version"):
             assert head.poll() is None and time.monotonic() < deadline, (folder / "head.log").read_text()
             time.sleep(0.2)
-        yield RayHead(url, f"127.0.0.1:{ports['port']}", folder)
+        yield RayHead(url, f"127.0.0.1:{ports['port']}", ports["ray-client-server-port"], folder)
     finally:
         with suppress(psutil.NoSuchProcess):
             for process in (*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)):

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -84,6 +85,17 @@ def test_a_cluster_with_a_token_admits_who_has_it(
     given = {name: value.replace("FILE", str(tmp_path / "token")) for name, value in variables.items()}
     code, address = (DRIVER, head.address) if kind == "driver" else (CLIENT, head.url)
     assert answer in tell(code, address, account(tmp_path, **given))
+
+
+def test_ray_client_asks_for_the_token_too(head: servers.RayHead, tmp_path: Path) -> None:
+    from ray.util import get_node_ip_address
+
+    address = f"{get_node_ip_address()}:{head.client_port}"
+    deadline = time.monotonic() + 30
+    while answer(address, "RayletDriver/ClusterInfo") == grpc.StatusCode.UNAVAILABLE and time.monotonic() < deadline:
+        time.sleep(0.5)  # it starts after the job server
+    environment = account(tmp_path, RAY_AUTH_TOKEN="b" * 64)
+    assert "the cluster asks for another token" in tell(DRIVER, f"ray://{address}", environment)
 
 
 @pytest.fixture(scope="module")
