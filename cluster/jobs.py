@@ -7,6 +7,7 @@ may see the dashboard, so a description must hold no credentials.
 import asyncio
 import logging
 import os
+import secrets
 import shlex
 import socket
 import time
@@ -34,6 +35,9 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 _ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 # The command that the shell of the head finds on the PATH with which Ray was started.
 _COMMAND = "medfocus"
+_ATTEMPTS = 3  # to submit
+# What a job says of the call that has submitted it.
+_CALL = "medfocus_call"
 # Loggers that tell each connection and each package.
 _CLIENT_LOGGERS = ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk")
 # Seconds: for a request; without news of a job that is followed, until its state is asked for; between two attempts to
@@ -143,18 +147,22 @@ class JobServer:
         if self._find(id) is not None:
             raise ClusterError(f"job {id} exists already; see medfocus jobs {id}, or give another --id")
         environment = {**variables, VARIABLE: description(), "RAY_JOB_STOP_WAIT_TIME_S": str(_LONGEST_STOP)}
-        entrypoint = shlex.join([_COMMAND, *arguments])
-        for last in (False, True):
+        call = {_CALL: secrets.token_hex(8)}  # by which a job of a request whose answer is lost is recognised
+        for left in reversed(range(_ATTEMPTS)):
             try:
                 with self._told():
                     self._client.submit_job(
-                        submission_id=id, entrypoint=entrypoint, runtime_env={"env_vars": environment}
+                        submission_id=id,
+                        entrypoint=shlex.join([_COMMAND, *arguments]),
+                        runtime_env={"env_vars": environment},
+                        metadata=dict(call),
                     )
                 return
-            except _Unreachable:
-                if self._find(id) is not None:  # the answer was lost, not the request
+            except (_Unreachable, _Refusal):
+                time.sleep(_PAUSE)
+                if self._was_submitted(id, call):
                     return
-                if last:
+                if not left:
                     raise
 
     def job(self, id: str) -> Job:
@@ -261,6 +269,14 @@ class JobServer:
             if refusal.status == 404:
                 return None
             raise
+
+    def _was_submitted(self, id: str, call: Mapping[str, str]) -> bool:
+        """Whether the job of an id is that of a call; also false where the job server does not answer."""
+        try:
+            with self._told():
+                return bool(call.items() <= (self._client.get_job_info(id).metadata or {}).items())
+        except (_Unreachable, _Refusal):
+            return False
 
     @contextmanager
     def _told(self) -> Iterator[None]:

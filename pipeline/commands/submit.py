@@ -2,12 +2,12 @@
 
 import argparse
 import io
-import json
 import os
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from json import dumps
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -37,7 +37,14 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def run(
-    config: Config, line: list[str], address: str | None, id: str | None, detach: bool, **options: bool
+    config: Config,
+    line: list[str],
+    address: str | None,
+    id: str | None,
+    detach: bool,
+    json: bool,
+    verbose: bool,
+    quiet: bool,
 ) -> dict[str, Any]:
     """Submit a command and follow it until it ends.
 
@@ -47,17 +54,19 @@ def run(
         address: URL of the job server; None takes what the environment names, else a tunnel on this machine.
         id: name of the job; None makes one of the command and the time.
         detach: whether to leave the job to itself.
-        options: ``json``, ``verbose`` and ``quiet``, which are handed on to the command.
+        json: handed on to the command, whose result is then returned.
+        verbose: handed on to the command.
+        quiet: handed on to the command.
 
     Returns:
-        With ``json`` the result of the command, or with ``detach`` the ``job`` and the ``address``.
+        With ``detach`` the ``job`` and the ``address``; else, where it is JSON, the result of the command.
 
     Raises:
         UsageError: the call or the command line is wrong; nothing was sent.
         ClusterError: the job server does not answer or refuses the job.
         MedFocusError: the command has failed, with its exit code; or the job is left to itself.
     """
-    arguments = job_arguments(config, line, **options)
+    arguments = job_arguments(config, line, json=json, verbose=verbose, quiet=quiet)
     variables = job_variables(os.environ)
     id = id or f"{arguments[0]}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     check_id(id)
@@ -68,8 +77,8 @@ def run(
         raise MedFocusError(f"job {id} may have been submitted; medfocus jobs {id} tells") from interrupt
     log.info("job %s is submitted to %s; %s", id, server.url, mend(id))
     if not detach:
-        return follow(server, id, as_json=options["json"])
-    if not options["json"]:
+        return follow(server, id, as_json=json)
+    if not json:
         show(id)
     return {"job": id, "address": server.url}
 
@@ -165,6 +174,6 @@ def _settings(config: Config) -> Iterator[str]:
             elif f"{prefix}{key}" == "cluster.address":
                 event("cluster.address is left out: a job runs on the cluster that it is submitted to")
             else:
-                yield f"{prefix}{key}={with_quotes(value) if isinstance(value, str) else json.dumps(value)}"
+                yield f"{prefix}{key}={with_quotes(value) if isinstance(value, str) else dumps(value)}"
 
     yield from walk(config.model_dump(exclude_unset=True), "")

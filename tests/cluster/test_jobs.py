@@ -250,7 +250,7 @@ def test_a_connection_that_stays_broken_is_told(
 def test_a_request_whose_answer_is_lost_makes_one_job(server: JobServer, head: RayHead, archive: str) -> None:
     with Proxy(head.url) as proxy:
         through = JobServer(proxy.url)
-        proxy.swallow_answer("POST /api/jobs/")
+        proxy.swallow_answer("POST /api/jobs/")  # whose loss and whose repetition are not noticed by the job server
         through.submit("once", ["quarantine", archive], {})
         assert proxy.swallowed == 1
     assert [job.id for job in server.jobs()].count("once") == 1
