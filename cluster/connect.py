@@ -6,6 +6,7 @@ and the progress bars of Ray Data are shown. At any other level Ray is quiet, an
 
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from medfocus.cluster.account import is_writable
+from medfocus.cluster.authentication import MEND, refusal
 from medfocus.cluster.environment import prepare_environment
 from medfocus.cluster.errors import ClusterError
 
@@ -26,6 +28,7 @@ import ray  # noqa: E402  it reads the environment
 from medfocus.cluster.data_context import scoped_data_context  # noqa: E402  it imports Ray
 
 log = logging.getLogger("medfocus")
+_ADDRESS = re.compile(r"[\w.\[\]:-]+:\d+\b")
 _RAY_LOGGERS = ("ray", "ray.data", "ray.train")
 # The path of a Unix socket has at most 107 bytes; this is what Ray puts behind its folder.
 _LONGEST_FOLDER = 107 - len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.1")
@@ -102,8 +105,14 @@ def _start_session(options: dict[str, Any], verbose: bool) -> None:
         with nullcontext() if verbose else _native_stderr_closed():
             ray.init(logging_level=level, log_to_driver=verbose, configure_logging=True, **options)
     except (OSError, ValueError, ray.exceptions.AuthenticationError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         place = "this machine" if options["address"] == "local" else options["address"]
+        if isinstance(error, ray.exceptions.AuthenticationError):
+            mend = MEND if options["address"] != "local" else "correct RAY_AUTH_TOKEN_PATH, or unset it"
+            raise ClusterError(f"Ray at {place}: {error.message}; {mend}") from error
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        # The address of a cluster that Ray has found by itself stands in its message alone.
+        if (address := _ADDRESS.search(reason)) and (fault := refusal(address[0])):
+            raise ClusterError(f"Ray at {place}: {fault}") from error
         raise ClusterError(f"Ray at {place}: {reason}; start Ray or correct cluster.address") from error
 
 
@@ -167,6 +176,8 @@ def _check_listens(address: str | None) -> None:
     except OSError as error:
         reason = error.strerror or error
         raise ClusterError(f"nothing answers at {address} ({reason}); start Ray or correct cluster.address") from error
+    if fault := refusal(f"{host}:{port}"):
+        raise ClusterError(f"Ray at {address}: {fault}")
 
 
 def _temporary_folder() -> str | None:

@@ -13,6 +13,7 @@ processes, which run already. What an actor needs before its process begins stan
 import getpass
 import os
 import secrets
+import sys
 from pathlib import Path
 
 from medfocus.cluster.account import own_folder
@@ -54,6 +55,8 @@ def prepare_environment(*, own_cluster: bool = False, quiet: bool = False) -> No
     without a name gets one from its user id: MLflow asks for it. A home folder that can be read but not written stays,
     since it may hold settings and credentials.
 
+    A process that has a token of Ray shows it: for a cluster that is named by its address, Ray itself would not.
+
     Args:
         own_cluster: this process is about to start Ray itself; sets also the variables of ``OWN_CLUSTER`` and the
             secret that the processes of the cluster share.
@@ -74,3 +77,16 @@ def prepare_environment(*, own_cluster: bool = False, quiet: bool = False) -> No
         getpass.getuser()
     except (KeyError, OSError):  # the user id has no entry in the list of users
         os.environ["LOGNAME"] = f"uid{os.getuid()}"
+    if "ray" not in sys.modules and authentication_token():  # Ray reads the mode when it is imported, and only then
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def authentication_token() -> str | None:
+    """The token with which this process is admitted to a Ray cluster, where Ray looks for it; None if it has none."""
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        return token
+    file = os.environ.get("RAY_AUTH_TOKEN_PATH") or os.path.expanduser("~/.ray/auth_token")  # noqa: PTH111
+    try:
+        return Path(file).read_text(encoding="utf-8").strip() or None
+    except (OSError, ValueError):
+        return None

@@ -12,6 +12,7 @@ from typing import Any
 from medfocus.cluster.account import own_folder
 from medfocus.cluster.environment import prepare_environment
 from medfocus.cluster.errors import ClusterError
+from medfocus.cluster.job_output import version_differences
 from medfocus.pipeline.commands.parser import build_parser
 from medfocus.pipeline.config import Config, load_config
 from medfocus.pipeline.console.causes import own_error, reason
@@ -39,6 +40,8 @@ def _attempt(call: argparse.Namespace) -> int:
     """Run the command and report an error; returns the exit code."""
     try:
         prepare_environment(quiet=not call.verbose)
+        for difference in version_differences():
+            log.warning("%s", difference)
         config = load_config(call.config, call.set)
     except (UsageError, ClusterError) as error:
         return _report(error, getattr(error, "exit_code", 1))

@@ -59,3 +59,11 @@ def without_quotes(text: str) -> str:
             if isinstance(quoted := yaml.load(text, _TextLoader), str):
                 return quoted
     return text
+
+
+def with_quotes(text: str) -> str:
+    """A text as a value of a command line: in quotes of YAML where it would be read as another one without."""
+    read = without_quotes(text.strip())
+    if read == text and not isinstance(read, NullText):
+        return text
+    return yaml.safe_dump(text, default_style='"', allow_unicode=True, width=float("inf")).rstrip("\n")

@@ -1,4 +1,4 @@
-"""Servers for the tests: S3 (moto over HTTP), MLflow and an HTTP proxy, each a process on a free loopback port."""
+"""Servers for the tests: S3 (moto over HTTP), MLflow, an HTTP proxy and a Ray head, on free ports."""
 
 import os
 import socket
@@ -8,8 +8,11 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 
 def free_port() -> int:
@@ -64,6 +67,50 @@ def proxy(log: Path, user: str | None = None) -> Iterator[str]:
     ]
     with _serving(command, f"http://127.0.0.1:{port}", {}):
         yield f"127.0.0.1:{port}"
+
+
+@dataclass(frozen=True)
+class RayHead:
+    """The head of a Ray cluster with its job server.
+
+    Args:
+        url: of the job server.
+        address: of the control service, to which drivers connect.
+        client_port: at which Ray Client listens, on the address of the machine.
+        folder: from which it was started.
+    """
+
+    url: str
+    address: str
+    client_port: int
+    folder: Path
+
+
+@contextmanager
+def ray_head(folder: Path, environment: Mapping[str, str]) -> Iterator[RayHead]:
+    """Run a Ray cluster of one node with one CPU. ``environment`` is all that its processes get."""
+    names = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port", "metrics-export-port")
+    names += ("dashboard-agent-grpc-port", "node-manager-port", "object-manager-port", "runtime-env-agent-port")
+    ports = {name: free_port() for name in names}
+    # Sockets of Ray have paths of at most 107 bytes.
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=1"]
+    command += [f"--temp-dir={folder}", "--disable-usage-stats", "--object-store-memory=100000000"]
+    command += [f"--{name}={port}" for name, port in ports.items()]
+    with (folder / "head.log").open("w") as log:
+        head = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder, start_new_session=True)
+    url = f"http://127.0.0.1:{ports['dashboard-port']}"
+    try:
+        deadline = time.monotonic() + 90
+        while not _answers(f"{url}/api/version"):
+            assert head.poll() is None and time.monotonic() < deadline, (folder / "head.log").read_text()
+            time.sleep(0.2)
+        yield RayHead(url, f"127.0.0.1:{ports['port']}", ports["ray-client-server-port"], folder)
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            for process in (*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)):
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+        head.wait(30)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 Libraries that may be broken are imported by their own check, so that one that fails does not hide the others.
 """
 
+import os
 import platform
 import shutil
 import sys
@@ -108,7 +109,7 @@ def _ray(config: Config) -> str:
             capacity = f"{resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs"
     except ClusterError as error:
         raise MedFocusError(str(error)) from error
-    return f"{version('ray')}, {config.cluster.address or 'started here'}: {capacity}"
+    return f"{version('ray')}, {config.cluster.address or os.environ.get('RAY_ADDRESS') or 'started here'}: {capacity}"
 
 
 def _storage(config: Config, probe: str | None) -> str:

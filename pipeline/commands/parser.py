@@ -34,12 +34,16 @@ class Argument:
     def __init__(self, *flags: str, complete: Mapping[str, Any] | None = None, **options: Any):
         self.flags, self.complete, self.options = flags, complete, options
 
-    def add_to(self, parser: argparse.ArgumentParser) -> str:
-        """Add the argument to a parser; returns the name of its value."""
+    @property
+    def name(self) -> str:
+        """The name of its value in a parsed call."""
+        return str(self.options.get("dest") or self.flags[0].lstrip("-").replace("-", "_"))
+
+    def add_to(self, parser: argparse.ArgumentParser) -> None:
+        """Add the argument to a parser."""
         action = parser.add_argument(*self.flags, **self.options)
         if self.complete is not None:
             action.complete = self.complete  # type: ignore[attr-defined]
-        return action.dest
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Command:
         arguments: become the parameters of ``run`` after the configuration.
         sections: of the configuration that the command reads, beside those that all read.
         printed: key of the result that is printed where no JSON is asked for; empty where ``run`` prints all there is.
+        shared: options that all commands take and that are parameters of ``run`` too.
     """
 
     name: str
@@ -59,6 +64,7 @@ class Command:
     arguments: tuple[Argument, ...]
     sections: tuple[str, ...] = ()
     printed: str = ""
+    shared: tuple[str, ...] = ()
 
     def run(self, config: Config, call: argparse.Namespace) -> dict[str, Any]:
         """Run the command as it was called. Its module is imported here: ray, torch and mlflow take seconds."""
@@ -71,6 +77,11 @@ _SHARDS = Argument("shards", metavar="SHARDS", help=f"prefix that pack wrote; {_
 _OVERWRITE = Argument("--overwrite", action="store_true", help="remove what the output holds first")
 _RETRY_QUARANTINED = Argument(
     "--retry-quarantined", action="store_true", help="take shards with quarantined rows again, after a fix"
+)
+_JOB_SERVER = Argument(
+    "--address",
+    metavar="URL",
+    help="job server of the cluster (default: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265, the end of a tunnel)",
 )
 
 
@@ -141,6 +152,27 @@ COMMANDS = (
         ("evaluate",),
     ),
     Command(
+        "submit",
+        "a command on a cluster, as a job that is followed until it ends",
+        (
+            Argument("line", nargs="+", metavar="COMMAND", help="command line of MedFocus, behind --"),
+            _JOB_SERVER,
+            Argument("--id", help="name of the job; a second job of this name is refused"),
+            Argument("--detach", action="store_true", help="print the id of the job, and do not wait for its end"),
+        ),
+        shared=("json", "verbose", "quiet"),
+    ),
+    Command(
+        "jobs",
+        "the jobs of a cluster; with ID, one of them and the end of its log",
+        (
+            Argument("id", nargs="?", metavar="ID", help="one job; without it all are listed"),
+            _JOB_SERVER,
+            Argument("--logs", action="store_true", help="show the whole log and follow the job until it ends"),
+            Argument("--stop", action="store_true", help="stop the job"),
+        ),
+    ),
+    Command(
         "doctor",
         "what is installed and reachable, and the mend for what is not",
         (Argument("--probe", metavar="PREFIX", help=f"write, read and delete below this prefix; {_PLACE}"),),
@@ -186,7 +218,9 @@ def build_parser() -> argparse.ArgumentParser:
         verbosity = entry.add_mutually_exclusive_group()
         verbosity.add_argument("--verbose", action="store_true", help="log details, and what libraries and workers log")
         verbosity.add_argument("--quiet", action="store_true", help="show the result and errors only")
-        parameters = [argument.add_to(entry) for argument in command.arguments]
+        for argument in command.arguments:
+            argument.add_to(entry)
+        parameters = [*(argument.name for argument in command.arguments), *command.shared]
         entry.set_defaults(command=command, parameters=parameters)
     return parser
 

@@ -6,13 +6,14 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from enum import Enum
 from pathlib import Path
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from medfocus.cluster.job_output import marked
 from medfocus.pipeline.console.credentials import without_credentials
 from medfocus.pipeline.errors import MedFocusError
 
@@ -87,13 +88,19 @@ def show(text: str) -> None:
     """
     stream = _results or sys.stdout
     try:
-        print(text, file=stream, flush=True)
+        print(marked(text), file=stream, flush=True)
     except OSError as error:
         _discard(stream)
         if not isinstance(error, BrokenPipeError):
             raise MedFocusError(
                 f"the result cannot be written to stdout ({error.strerror}); see that it can be and start again"
             ) from error
+
+
+def pass_on(text: str) -> None:
+    """Print a line of another process's log on stderr. Where nobody can read it, it is dropped, as log lines are."""
+    with suppress(OSError):
+        print(without_credentials(without_codes(text)), file=sys.stderr, flush=True)
 
 
 def flush() -> None:

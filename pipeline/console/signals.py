@@ -27,7 +27,7 @@ class _Stop:
         self.number = signal.Signals(number)
         if not self.begun:
             self.begun = True
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(self.number)  # SIGINT, which a person sends, comes without a number
 
     def handle_unraisable(self, unraisable: Any) -> None:
         """Send the signal again that came during a call that cannot raise, such as one that frees an object."""

@@ -245,8 +245,11 @@ def test_a_command_takes_what_all_take_and_lists_its_keys(command: str, capsys: 
 def test_the_arguments_of_a_command_are_the_parameters_of_its_run(command: Command) -> None:
     run = import_module(f"medfocus.pipeline.commands.{command.name}").run
     parser = argparse.ArgumentParser()
-    names = [argument.add_to(parser) for argument in command.arguments]
-    assert names == list(inspect.signature(run).parameters)[1:]
+    for argument in command.arguments:
+        argument.add_to(parser)
+    names = [argument.name for argument in command.arguments]
+    assert {action.dest for action in parser._actions} == {"help", *names}
+    assert [*names, *command.shared] == list(inspect.signature(run).parameters)[1:]
 
 
 def test_help_does_not_import_what_takes_seconds() -> None:
