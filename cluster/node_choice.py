@@ -1,9 +1,10 @@
 """Which node type Ray's cluster launcher starts next: spot nodes while the cloud has some, others when it has none.
 
-By itself Ray prefers the type that the requests fill best, and of equal ones the name that comes last in the alphabet.
-That the cloud refused a type does not count, so that Ray would ask for spot nodes for ever. Its autoscaler takes
-another scorer by ``RAY_AUTOSCALER_UTILIZATION_SCORER``, which ``ray_cluster.yaml`` sets to ``score_node_type``.
-On Kubernetes the autoscaler of KubeRay is another, which has priorities of its own.
+By itself Ray prefers the type that the requests fill best. That the cloud refused a type does not count, so that it
+would ask for spot nodes for ever. Version 1 of its autoscaler takes another scorer by the environment variable
+``RAY_AUTOSCALER_UTILIZATION_SCORER``, which ``ray_cluster.yaml`` sets to ``score_node_type``. Of types of equal rank
+Ray takes the one whose name is last in the alphabet. Kubernetes does without: the groups of workers there have
+priorities, and a pod that finds no place counts as refused.
 """
 
 from collections.abc import Mapping, Sequence

@@ -22,7 +22,7 @@ def config() -> dict[str, Any]:
 
 
 def validate(config: dict[str, Any]) -> dict[str, Any]:
-    """Check a file as ``ray up`` does, and as the autoscaler on the head does; what the autoscaler works with."""
+    """Check a file as ``ray up`` does, and its limits as Ray's autoscaler does; the file with Ray's defaults."""
     from ray.autoscaler._private.util import prepare_config, validate_config
     from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 
@@ -48,14 +48,13 @@ def test_ray_accepts_the_file(config: dict[str, Any]) -> None:
 def test_the_head_does_no_work_and_listens_on_loopback(config: dict[str, Any]) -> None:
     assert config["available_node_types"]["head"]["resources"] == {"CPU": 0, "GPU": 0}
     head = words(config, "head_start_ray_commands")
-    assert {"--num-cpus=0", "--num-gpus=0", "--dashboard-host=127.0.0.1"} <= set(head)
+    assert {"--num-cpus=0", "--num-gpus=0", "--dashboard-host=127.0.0.1", "--disable-usage-stats"} <= set(head)
     assert "0.0.0.0" not in PATH.read_text() and "--ray-client-server-port" not in head
 
 
-@pytest.mark.parametrize("key", ["head_start_ray_commands", "worker_start_ray_commands"])
-def test_every_node_asks_for_the_token_and_keeps_idle_workers(config: dict[str, Any], key: str) -> None:
+def test_every_node_asks_for_the_token_and_keeps_idle_workers(config: dict[str, Any]) -> None:
     name = "RAY_idle_worker_killing_time_threshold_ms"
-    assert {"RAY_AUTH_MODE=token", f"{name}={DEFAULTS[name]}"} <= set(words(config, key))
+    assert {"--env RAY_AUTH_MODE=token", f"--env {name}={DEFAULTS[name]}"} <= set(config["docker"]["run_options"])
     assert config["file_mounts"] == {"~/.ray": "~/.ray"}  # the token, and no folder of the caller's work
 
 
@@ -65,6 +64,14 @@ def test_everything_that_runs_is_pinned(config: dict[str, Any]) -> None:
     images = {node["node_config"]["ImageId"] for node in config["available_node_types"].values()}
     assert len(images) == 1 and "latest_dlami" not in images
     assert not any(config[key] for key in ("setup_commands", "head_setup_commands", "worker_setup_commands"))
+
+
+def test_every_machine_ends_itself(config: dict[str, Any]) -> None:
+    assert config["initialization_commands"] == ["sudo shutdown -P +1440"]
+    behaviours = {
+        node["node_config"]["InstanceInitiatedShutdownBehavior"] for node in config["available_node_types"].values()
+    }
+    assert behaviours == {"terminate"} and config["provider"]["cache_stopped_nodes"] is False
 
 
 def test_a_misspelt_key_is_refused(config: dict[str, Any]) -> None:

@@ -171,13 +171,13 @@ def test_gpu_pods_go_to_gpu_nodes_and_the_head_does_no_work() -> None:
         assert spot["template"]["spec"]["nodeSelector"] != on_demand["template"]["spec"]["nodeSelector"]
 
 
-def test_every_node_keeps_idle_workers_and_the_cluster_asks_for_a_token() -> None:
-    name = "RAY_idle_worker_killing_time_threshold_ms"
+def test_every_node_has_our_settings_and_the_cluster_asks_for_a_token() -> None:
+    names = ("RAY_idle_worker_killing_time_threshold_ms", "RAY_USAGE_STATS_ENABLED")
     for spec in CLUSTERS:
         assert spec["authOptions"] == {"mode": "token"}
         for group in groups(spec):
             (container,) = containers(group["template"])
-            assert {"name": name, "value": DEFAULTS[name]} in container["env"]
+            assert container["env"] == [{"name": name, "value": DEFAULTS[name]} for name in names]
 
 
 def test_all_clusters_are_the_same() -> None:
