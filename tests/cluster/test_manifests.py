@@ -171,6 +171,32 @@ def test_gpu_pods_go_to_gpu_nodes_and_the_head_does_no_work() -> None:
         assert spot["template"]["spec"]["nodeSelector"] != on_demand["template"]["spec"]["nodeSelector"]
 
 
+@pytest.mark.parametrize(("refused", "started"), [([], "gpu-spot"), (["gpu-spot"], "gpu-on-demand")])
+def test_ray_s_autoscaler_takes_spot_workers_first(refused: list[str], started: str) -> None:
+    """What the autoscaler in the head reads from the RayCluster, and which group it asks for a worker with a GPU."""
+    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+    from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+    from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
+    from ray.autoscaler.v2.utils import ResourceRequestUtil
+
+    cluster = manifests.read("ray-cluster.yaml")[0]
+    cluster["metadata"]["namespace"] = "default"
+    config = AutoscalingConfig(_derive_autoscaling_config_from_ray_cr(cluster), skip_content_hash=True)
+    types = config.get_node_type_configs()
+    assert types["headgroup"].resources["CPU"] == types["headgroup"].resources["GPU"] == 0
+    actors = ResourceRequestUtil.group_by_count([ResourceRequestUtil.make({"CPU": 1, "GPU": 1})] * 3)
+    request = SchedulingRequest(
+        disable_launch_config_check=True,
+        node_type_configs=types,
+        max_num_nodes=config.get_max_num_nodes(),
+        resource_requests=actors,
+        recoverable_resource_availabilities=dict.fromkeys(refused, 0.0),
+    )
+    launches = ResourceDemandScheduler(None).schedule(request).to_launch
+    workers = {launch.instance_type: launch.count for launch in launches if launch.instance_type != "headgroup"}
+    assert workers == {started: 3}
+
+
 def test_every_node_has_our_settings_and_the_cluster_asks_for_a_token() -> None:
     names = ("RAY_idle_worker_killing_time_threshold_ms", "RAY_USAGE_STATS_ENABLED")
     for spec in CLUSTERS:
