@@ -34,7 +34,7 @@ def record() -> Iterator[Record]:
         call = [*ISOLATED, sys.executable, "-m", "tests.cluster.walkthrough", str(folder)]
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "RAY_"))}
         environment["PYTHONPATH"] = str(REPOSITORY)
-        process = subprocess.run(call, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=600)
+        process = subprocess.run(call, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=900)
         assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
         yield json.loads((folder / "record.json").read_text())
     finally:

@@ -69,7 +69,8 @@ def prepare(folder: Path) -> None:
     """Make what the README's earlier sections make: labelled shards in the bucket, and the model ``chest``."""
     boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="archive")
     write_set(folder / "set", IMAGES, seed=0, preset="easy", size=128)
-    settings = ["--set", f"work={folder}/work", "--set", "train.epochs=1", "--set", "train.folds=2"]
+    keys = [f"work={folder}/work", "segment.points_per_side=2", "train.epochs=1", "train.folds=2"]
+    settings = [part for key in keys for part in ("--set", key)]
     labels = ["--labels", f"{folder}/set/labels.csv"]
     calls = [
         ["pack", f"{folder}/set/images", "s3://archive/shards", *labels, *settings],
@@ -91,7 +92,7 @@ def execute(command: str, folder: Path, environment: dict[str, str]) -> dict[str
             time.sleep(0.2)  # a person waits until it says that the tunnel is there
         return {"command": command, "code": process.poll() or 0, "output": log.read_text()}
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    ended = subprocess.run(command, text=True, timeout=200, check=False, **pipes, **options)
+    ended = subprocess.run(command, text=True, timeout=300, check=False, **pipes, **options)
     return {"command": command, "code": ended.returncode, "output": ended.stdout}
 
 
@@ -102,6 +103,7 @@ def main(folder: Path) -> None:
     environment = variables(folder, config)
     laptop = folder / "laptop"
     laptop.mkdir()
+    own = {name: environment[name] for name in ("PATH", "PYTHONPATH", "LANG")} | {"HOME": str(laptop)}
     (laptop / "ray_cluster.yaml").write_text(yaml.safe_dump(config))
     with servers.s3() as url:
         s3 = ("127.0.0.1", int(url.rpartition(":")[2]))
@@ -113,7 +115,7 @@ def main(folder: Path) -> None:
         cloud.serve(machines)
         steps = []
         for command in commands():
-            steps.append(execute(command, laptop, {**environment, "HOME": str(laptop)}))
+            steps.append(execute(command, laptop, own))
             steps[-1]["nodes"] = sorted(tags["ray-user-node-type"] for tags in machines.nodes().values())
             print(steps[-1], flush=True)
             if steps[-1]["code"]:
