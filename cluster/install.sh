@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes a virtual environment with MedFocus in it. `make install`, the Dockerfile and a node without an image all use it.
+# Makes a virtual environment with MedFocus in it, for `make install`, the Dockerfile and a node without an image.
 #   cluster/install.sh FOLDER [pip's words for what to install]
 #   cluster/install.sh .venv -e '.[dev]'      a checkout to work on
 #   cluster/install.sh /opt/medfocus '.[aws]' a node
