@@ -6,9 +6,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-# What sam2's build needs is installed first and used as it is: an isolated build would fetch another torch.
-export SAM2_BUILD_CUDA = 0
-
 # What is ours to compile: links in medfocus/ lead to the same folders.
 FOLDERS := stages pipeline cluster starter benchmarks tests docs
 
@@ -35,12 +32,8 @@ lint: $(READY)
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-$(READY): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' \
-		|| { echo "Python 3.11 or 3.12 is needed; set PYTHON to one: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 2; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt setuptools wheel numpy torch
-	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[dev]'
+$(READY): pyproject.toml constraints.txt cluster/install.sh
+	PYTHON=$(PYTHON) cluster/install.sh $(VENV) -e '.[dev]'
 	touch $@
 
 # Every package pinned, for any platform, from pyproject.toml.

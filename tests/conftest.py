@@ -65,11 +65,17 @@ FIELD_PICTURES = DataFolder(
     "unusual image files with reference pixels",
     "in/ with image files, and expected/ with the pixels that a viewer shows",
 )
+KUBERAY = DataFolder(
+    "--kuberay",
+    "kuberay",
+    "custom resource definitions of KubeRay",
+    "ray.io_*.yaml.gz, as they are released",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add an option for each folder of real files."""
-    for data in (BRAIN_MRI, LABEL_FILES, PATHOLOGICAL, FIELD_PICTURES):
+    for data in (BRAIN_MRI, LABEL_FILES, PATHOLOGICAL, FIELD_PICTURES, KUBERAY):
         default = REPOSITORY.parent / "shared" / data.default
         parser.addoption(data.option, type=Path, default=default, help=f"folder of {data.content}: {data.layout}")
 
@@ -92,6 +98,11 @@ def pathological(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture(scope="session")
 def field_pictures(request: pytest.FixtureRequest) -> Path:
     return FIELD_PICTURES.find(request.config)
+
+
+@pytest.fixture(scope="session")
+def kuberay(request: pytest.FixtureRequest) -> Path:
+    return KUBERAY.find(request.config)
 
 
 @pytest.fixture(scope="session")
