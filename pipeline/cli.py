@@ -39,7 +39,7 @@ def _attempt(call: argparse.Namespace) -> int:
     """Run the command and report an error; returns the exit code."""
     try:
         prepare_environment(quiet=not call.verbose)
-        config = load_config(call.config, call.set)
+        config = load_config(call.config, call.set, call.preset)
     except (UsageError, ClusterError) as error:
         return _report(error, getattr(error, "exit_code", 1))
     try:

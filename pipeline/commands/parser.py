@@ -9,6 +9,7 @@ from typing import Any
 import shtab
 
 from medfocus.pipeline.config import Config, documented_keys
+from medfocus.pipeline.presets import PRESETS
 
 _DESCRIPTION = """Archives of medical images to scored, explained results, with SAM2 regions guiding a frozen CLIP.
 Research software: not for clinical use."""
@@ -19,6 +20,11 @@ _LABELS = (
     "CSV in any dialect, Parquet or Excel with the columns file (path below SOURCE) or image_id, label and, if known,"
     " patient_id (a pseudonym) and site; without it, the first folder below SOURCE, or below train, val or test there,"
     " names the class"
+)
+
+_WEIGHTS = (
+    "for fetch the models: a preset, a SAM2 hub name (facebook/sam2.1-hiera-tiny), hf-hub:OWNER/NAME of a CLIP, or"
+    " ARCHITECTURE/TAG of open_clip (ViT-B-16/laion2b_s34b_b88k); for check the folder"
 )
 
 
@@ -141,6 +147,15 @@ COMMANDS = (
         ("evaluate",),
     ),
     Command(
+        "weights",
+        "a folder of weights for machines without internet: fetch makes it, check verifies it",
+        (
+            Argument("action", choices=("fetch", "check"), help="fetch models into a folder, or check a folder"),
+            Argument("names", nargs="+", metavar="NAME|FOLDER", help=_WEIGHTS),
+            Argument("--to", metavar="FOLDER", help=f"folder that fetch writes to; {_PLACE}", complete=shtab.DIRECTORY),
+        ),
+    ),
+    Command(
         "doctor",
         "what is installed and reachable, and the mend for what is not",
         (Argument("--probe", metavar="PREFIX", help=f"write, read and delete below this prefix; {_PLACE}"),),
@@ -161,6 +176,12 @@ COMMANDS = (
 # What every command takes.
 _SHARED = (
     Argument("--config", metavar="FILE", help="YAML file with configuration keys", complete=shtab.FILE),
+    Argument(
+        "--preset",
+        choices=tuple(PRESETS),
+        help="frozen models and their settings; --config and --set go before it: "
+        + "; ".join(f"{name}: {preset.summary}" for name, preset in PRESETS.items()),
+    ),
     Argument(
         "--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="one configuration key; repeatable"
     ),
