@@ -10,13 +10,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import pytest
+from huggingface_hub import constants
 
 LICENCE = "mit"
 REVISION = hashlib.sha1(b"first").hexdigest()
 # Files of this size and more are stored apart, and the hub states their SHA-256.
 LARGE = 1 << 10
 _API = re.compile(r"/api/models/(?P<repository>[^/]+/[^/]+)(/revision/(?P<revision>[^/]+))?")
+_TREE = re.compile(r"/api/models/(?P<repository>[^/]+/[^/]+)/tree/[^/]+")
 _FILE = re.compile(r"/(?P<repository>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
 
 
@@ -29,7 +34,8 @@ class Hub:
         url: address of the server.
         gated: repositories that need the token ``hf_granted``.
         unlicensed: repositories whose card states no licence.
-        cut: most bytes of an answer, after which the connection ends; None for whole answers.
+        cut: most bytes of a file in one answer, after which the connection ends; None for whole answers.
+        held: names of files of which half is sent, and then nothing until the client leaves.
         stated: SHA-256 that is stated in place of the true one, by name of file.
         bytes: bytes that were sent, by name of file.
     """
@@ -39,6 +45,7 @@ class Hub:
     gated: set[str] = field(default_factory=set)
     unlicensed: set[str] = field(default_factory=set)
     cut: int | None = None
+    held: set[str] = field(default_factory=set)
     stated: dict[str, str] = field(default_factory=dict)
     bytes: Counter[str] = field(default_factory=Counter)
 
@@ -67,6 +74,18 @@ def serving(root: Path) -> Iterator[Hub]:
         server.server_close()
 
 
+def use(url: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the client of this process, which has read its environment, and of its children use a hub without a token."""
+    template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    values = {"ENDPOINT": url, "HUGGINGFACE_CO_URL_TEMPLATE": template, "HF_HUB_CACHE": str(cache / "hub")}
+    for name, value in {**values, "HF_TOKEN_PATH": str(cache / "token")}.items():
+        monkeypatch.setattr(constants, name, value)
+    for name, value in {"HF_ENDPOINT": url, "HF_HOME": str(cache)}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     hub: Hub
@@ -79,15 +98,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        if (call := _API.fullmatch(path)) is not None:
-            if self._may_read(call["repository"]):
-                content = json.dumps(self._model(call["repository"])).encode()
-                self._answer(200, {"Content-Type": "application/json"}, content)
-        elif (call := _FILE.fullmatch(path)) is not None:
+        if (call := _FILE.fullmatch(path)) is not None:
             if self._may_read(call["repository"]):
                 self._file(call["repository"], call["file"])
+        elif (call := _API.fullmatch(path)) is not None:
+            if self._may_read(call["repository"]):
+                self._send(self._model(call["repository"]))
+        elif (call := _TREE.fullmatch(path)) is not None:
+            if self._may_read(call["repository"]):
+                self._send(self._tree(call["repository"]))
         else:
             self._refuse(404, "EntryNotFound")
+
+    def _send(self, content: object) -> None:
+        self._answer(200, {"Content-Type": "application/json"}, json.dumps(content).encode())
 
     def _may_read(self, repository: str) -> bool:
         if not (self.hub.root / repository).is_dir():
@@ -100,17 +124,26 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _model(self, repository: str) -> dict[str, object]:
         siblings = []
+        for entry in self._tree(repository):
+            lfs = {"lfs": {**entry["lfs"], "sha256": entry["lfs"]["oid"]}} if "lfs" in entry else {}
+            siblings.append({"rfilename": entry["path"], "size": entry["size"], "blobId": entry["oid"], **lfs})
+        card = {} if repository in self.hub.unlicensed else {"license": LICENCE}
+        return {"id": repository, "sha": REVISION, "siblings": siblings, "cardData": card}
+
+    def _tree(self, repository: str) -> list[dict[str, Any]]:
+        entries = []
         for path in sorted((self.hub.root / repository).rglob("*")):
             if not path.is_file():
                 continue
             name, size = str(path.relative_to(self.hub.root / repository)), path.stat().st_size
-            entry: dict[str, object] = {"rfilename": name, "size": size, "blobId": _blob(path)}
+            entry = {"type": "file", "path": name, "size": size, "oid": _blob(path)}
             if size >= LARGE:
-                sha256 = self.hub.stated.get(name) or hashlib.sha256(path.read_bytes()).hexdigest()
-                entry["lfs"] = {"sha256": sha256, "size": size, "pointerSize": 130}
-            siblings.append(entry)
-        card = {} if repository in self.hub.unlicensed else {"license": LICENCE}
-        return {"id": repository, "sha": REVISION, "siblings": siblings, "cardData": card}
+                entry["lfs"] = {"oid": self._sha256(path, name), "size": size, "pointerSize": 130}
+            entries.append(entry)
+        return entries
+
+    def _sha256(self, path: Path, name: str) -> str:
+        return self.hub.stated.get(name) or hashlib.sha256(path.read_bytes()).hexdigest()
 
     def _file(self, repository: str, name: str) -> None:
         path = self.hub.root / repository / name
@@ -119,7 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         content = path.read_bytes()
         large = len(content) >= LARGE
-        etag = self.hub.stated.get(name) or hashlib.sha256(content).hexdigest() if large else _blob(path)
+        etag = self._sha256(path, name) if large else _blob(path)
         headers = {"ETag": f'"{etag}"', "X-Repo-Commit": REVISION, "Accept-Ranges": "bytes"}
         headers |= {"X-Linked-Etag": f'"{etag}"', "X-Linked-Size": str(len(content))} if large else {}
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
@@ -137,9 +170,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        sent = content[: self.hub.cut] if name else content
+        held = name in self.hub.held
+        sent = content[: len(content) // 2 if held else self.hub.cut] if name else content
         self.hub.bytes[name] += len(sent)
         self.wfile.write(sent)
+        if held:
+            self.rfile.read(1)
         self.close_connection = len(sent) < len(content)
 
     def _refuse(self, status: int, code: str) -> None:

@@ -65,8 +65,10 @@ class Repository:
                 )
         return path
 
-    def _download(self, file: str, **options: bool) -> Path:
-        return Path(attempt(self.name, lambda: hf_hub_download(self.name, file, revision=self.revision, **options)))
+    def _download(self, file: str, *, force_download: bool = False) -> Path:
+        options = {"revision": self.revision, "force_download": force_download}
+        path: str = attempt(self.name, lambda: hf_hub_download(self.name, file, **options))  # type: ignore[call-overload]
+        return Path(path)
 
 
 def read_repository(name: str) -> Repository:

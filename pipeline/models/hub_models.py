@@ -93,10 +93,8 @@ def tag_files(pretrained: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
     Of two formats it is the one that open_clip prefers, so that a model has one identity wherever it comes from.
     """
     repository, file = posixpath.split(pretrained["hf_hub"])
-    return repository, (f"{file.removesuffix('.bin')}.safetensors", file) if file else (
-        CLIP_WEIGHTS[0],
-        CLIP_WEIGHTS[2],
-    )
+    names = (f"{file.removesuffix('.bin')}.safetensors", file) if file else (CLIP_WEIGHTS[0], CLIP_WEIGHTS[2])
+    return repository, names
 
 
 def _clip_repository(name: str) -> HubModel:
@@ -127,8 +125,8 @@ def _clip_tag(name: str) -> HubModel:
     import open_clip
 
     architecture, _, tag = name.partition("/")
-    pretrained = open_clip.get_pretrained_cfg(architecture, tag)
-    if not pretrained:
+    pretrained = pretrained_tag(architecture, tag)
+    if pretrained is None:
         known = open_clip.list_pretrained_tags_by_model(architecture)
         tags = f"; its tags are {', '.join(known)}" if known else ""
         raise UsageError(

@@ -18,6 +18,7 @@ from filelock import FileLock
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from medfocus.pipeline.config import StorageSection
+from medfocus.pipeline.console.logs import one_line
 from medfocus.pipeline.data.storage import Location, locate
 from medfocus.pipeline.errors import UsageError
 from medfocus.pipeline.models.cache import cache_path
@@ -101,7 +102,7 @@ def read_manifest(root: Location) -> Manifest:
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
-        message = f"{where}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+        message = one_line(f"{where}: {problem['msg'][0].lower()}{problem['msg'][1:]}")
         raise UsageError(f"{root.uri}/{MANIFEST}: {message}; fetch the weights again") from error
     except ValueError as error:
         raise UsageError(f"{root.uri}/{MANIFEST}: not JSON; fetch the weights again") from error

@@ -13,8 +13,6 @@ SAM2 = "facebook/sam2.1-hiera-tiny"
 CLIP, CLIP_REPOSITORY = "ViT-B-16/laion2b_s34b_b88k", "laion/CLIP-ViT-B-16-laion2B-s34B-b88K"
 TEXT_MODEL = "microsoft/BERT"
 WORDS = ["a", "medical", "image", "showing", "lesion", "solid", "mass", "ring", "cyst"]
-# A tower that is as large as it has to be for a test.
-SMALL_VISION = {"image_size": 32, "layers": 3, "width": 32, "head_width": 16, "patch_size": 8}
 
 
 def add_stand_ins(hub: Hub) -> None:
