@@ -14,14 +14,13 @@ class Preset:
 
     Args:
         summary: the models, for the help.
-        memory: what a process that holds the models takes on a CPU, measured with random weights, and what to expect
-            of its speed.
+        cost: memory of a process that holds the models, and time of an image on one CPU core, both measured on a CPU.
         settings: values of the configuration by section and key.
         weights: names of the models as ``medfocus weights fetch`` takes them; empty where they come along.
     """
 
     summary: str
-    memory: str
+    cost: str
     settings: Mapping[str, Mapping[str, Any]]
     weights: tuple[str, ...] = ()
 
@@ -29,12 +28,12 @@ class Preset:
 PRESETS: Mapping[str, Preset] = {
     "starter": Preset(
         "the small models that come along, trained on phantoms alone",
-        "0.7 GB, 0.2 s an image and CPU core",
+        "0.7 GB a process, 0.2 s an image on a CPU core",
         {"segment": {"model": "starter"}, "clip": {"model": "starter", "cut": 4}},
     ),
     "sam2.1-tiny+vit-b-16": Preset(
         "SAM2.1-tiny and CLIP ViT-B/16 of LAION-2B",
-        "2.5 GB, 9 s an image and CPU core",
+        "2.5 GB a process, 9 s an image on a CPU core",
         {
             "segment": {"model": "facebook/sam2.1-hiera-tiny"},
             "clip": {"model": "ViT-B-16", "weights": "laion2b_s34b_b88k", "cut": 9},
@@ -43,7 +42,7 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "sam2.1-small+biomedclip": Preset(
         "SAM2.1-small and BiomedCLIP, which needs medfocus[biomedclip]",
-        "2.5 GB, 10 s an image and CPU core",
+        "2.5 GB a process, 10 s an image on a CPU core",
         {
             "segment": {"model": "facebook/sam2.1-hiera-small"},
             "clip": {"model": "hf-hub:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224", "cut": 9},

@@ -179,8 +179,8 @@ _SHARED = (
     Argument(
         "--preset",
         choices=tuple(PRESETS),
-        help="frozen models and their settings; --config and --set go before it: "
-        + "; ".join(f"{name}: {preset.summary}" for name, preset in PRESETS.items()),
+        metavar="NAME",
+        help=f"frozen models that fit together ({', '.join(PRESETS)}); what --config and --set say goes before it",
     ),
     Argument(
         "--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="one configuration key; repeatable"
@@ -191,7 +191,12 @@ _SHARED = (
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the command line. A parsed call has ``command``, the ``Command`` to run."""
-    parser = argparse.ArgumentParser(prog="medfocus", description=_DESCRIPTION)
+    parser = argparse.ArgumentParser(
+        prog="medfocus",
+        description=_DESCRIPTION,
+        epilog=_presets_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     shtab.add_argument_to(parser, "--print-completion", help="print a script that completes commands in a shell")
     parsers = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in COMMANDS:
@@ -210,6 +215,14 @@ def build_parser() -> argparse.ArgumentParser:
         parameters = [argument.add_to(entry) for argument in command.arguments]
         entry.set_defaults(command=command, parameters=parameters)
     return parser
+
+
+def _presets_help() -> str:
+    """The presets, each with its models and what they cost."""
+    lines = ["presets (--preset NAME, for every command):"]
+    for name, preset in PRESETS.items():
+        lines += [f"  {name}", f"      {preset.summary}; {preset.cost}"]
+    return "\n".join(lines)
 
 
 def _keys_help(sections: Sequence[str]) -> str:

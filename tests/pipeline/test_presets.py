@@ -35,3 +35,11 @@ def test_a_preset_names_the_weights_of_its_models(name: str) -> None:
     clip = f"{config.clip.model}/{config.clip.weights}" if config.clip.weights else config.clip.model
     assert weights in ((), (config.segment.model, clip))
     assert bool(weights) == (config.segment.model != "starter")
+
+
+def test_the_page_has_the_presets() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "weights.md").read_text()
+    for name, preset in PRESETS.items():
+        (row,) = (line.split(" | ") for line in page.splitlines() if line.startswith(f"| `{name}` |"))
+        assert row[3].startswith(f"{preset.settings['clip']['cut']} of ")
+        assert row[4] in preset.cost and row[5].removesuffix(" |") in preset.cost
