@@ -17,7 +17,7 @@ from medfocus.pipeline.data.storage import Location, locate
 from medfocus.pipeline.errors import MedFocusError, UsageError
 from medfocus.pipeline.models import mirror
 from medfocus.pipeline.models.hub_models import HUB, find_on_hub
-from medfocus.pipeline.models.mirror_fetch import Count, add_to_manifest, mirror_model
+from medfocus.pipeline.models.mirror_fetch import Count, mirror_model
 from medfocus.pipeline.presets import PRESETS
 from medfocus.stages.weights import load_tokenizer
 
@@ -54,7 +54,7 @@ def _fetch(names: Sequence[str], to: str, config: Config) -> dict[str, Any]:
     models: dict[str, mirror.MirrorModel] = {}
     for name in _models(names):
         models[name] = mirror_model(find_on_hub(name), root, count)
-        add_to_manifest(root, {name: models[name]})
+        mirror.add_to_manifest(root, {name: models[name]})
     for name, model in models.items():
         show(f"# {name}: licence {model.licence}, revision {model.files[model.weights].revision}")
     all_settings = [_settings(root, pair) for pair in _pairs(models)]

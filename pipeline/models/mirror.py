@@ -8,9 +8,8 @@ A folder in object storage is copied to a node's cache, one model at a time, whe
 import hashlib
 import json
 import re
-import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,16 +17,14 @@ from filelock import FileLock
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from medfocus.pipeline.config import StorageSection
-from medfocus.pipeline.console.logs import one_line
-from medfocus.pipeline.data.storage import Location, locate
+from medfocus.pipeline.console.logs import log, one_line
+from medfocus.pipeline.data.storage import ConditionError, Location, locate
 from medfocus.pipeline.errors import UsageError
 from medfocus.pipeline.models.cache import cache_path
 from medfocus.stages.weights import file_sha256
 
 MANIFEST = "weights.json"
 _HUB = "hf-hub:"
-# Bytes that are copied at once.
-_CHUNK = 1 << 22
 _NAME = re.compile(r"[\w.+@-]+(/[\w.+@-]+)*", re.ASCII)
 
 
@@ -97,18 +94,52 @@ def read_manifest(root: Location) -> Manifest:
             f"{root.uri}: no {MANIFEST} there; correct the folder, or fill it with medfocus weights fetch NAME --to"
             f" {root.uri}"
         )
+    return _parse((root / MANIFEST).read(), root)
+
+
+def add_to_manifest(root: Location, models: Mapping[str, MirrorModel]) -> None:
+    """Put models into ``weights.json`` beside those that it has, also where several processes do so at once.
+
+    Raises:
+        UsageError: ``weights.json`` is damaged.
+        StorageError: the folder cannot be written.
+    """
+    place = root / MANIFEST
     try:
-        manifest = Manifest.model_validate((root / MANIFEST).read_json())
+        while not _merge(place, root, models):  # another process was faster
+            pass
+    except ConditionError:
+        log.warning("%s: without conditional writes, two fetches at once may lose a model", root.uri)
+        known = read_manifest(root).models if place.exists() else {}
+        place.write(_content({**known, **models}))
+
+
+def _merge(place: Location, root: Location, models: Mapping[str, MirrorModel]) -> bool:
+    """Try to put models into ``weights.json``; returns whether it could be written."""
+    if not place.exists():
+        return place.create(_content(models))
+    content, version = place.read_version()
+    return place.replace(_content({**_parse(content, root).models, **models}), version)
+
+
+def _content(models: Mapping[str, MirrorModel]) -> bytes:
+    manifest = Manifest(models=dict(models)).model_dump()
+    return json.dumps(manifest, indent=1, sort_keys=True).encode() + b"\n"
+
+
+def _parse(content: bytes, root: Location) -> Manifest:
+    try:
+        manifest = Manifest.model_validate(json.loads(content))
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
         message = one_line(f"{where}: {problem['msg'][0].lower()}{problem['msg'][1:]}")
-        raise UsageError(f"{root.uri}/{MANIFEST}: {message}; fetch the weights again") from error
+        raise UsageError(f"{root.uri}/{MANIFEST}: {message}; fetch the weights to another folder") from error
     except ValueError as error:
-        raise UsageError(f"{root.uri}/{MANIFEST}: not JSON; fetch the weights again") from error
+        raise UsageError(f"{root.uri}/{MANIFEST}: not JSON; fetch the weights to another folder") from error
     for name, model in manifest.models.items():
         if model.weights not in model.files or "/" in model.weights:
-            raise UsageError(f"{root.uri}/{MANIFEST}: {name} has no weights file; fetch the weights again")
+            raise UsageError(f"{root.uri}/{MANIFEST}: {name} has no weights file; fetch the weights to another folder")
     return manifest
 
 
@@ -197,11 +228,8 @@ def digest(place: Location) -> str | None:
     """Hexadecimal SHA-256 of a file in storage; None where there is none."""
     if not place.exists():
         return None
-    with place.attempt(lambda: place.filesystem.open_input_stream(place.path)) as stream:
-        total = hashlib.sha256()
-        while block := place.attempt(lambda: stream.read(_CHUNK)):
-            total.update(block)
-    return total.hexdigest()
+    with place.open() as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]  # it has readinto
 
 
 def _difference(place: Location, found: str, file: MirrorFile) -> str:
@@ -214,13 +242,8 @@ def _copy(place: Location, target: Path, file: MirrorFile) -> None:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{uuid.uuid4().hex}")
-
-    def copy() -> None:
-        with place.filesystem.open_input_stream(place.path) as stream, draft.open("wb") as opened:
-            shutil.copyfileobj(stream, opened, _CHUNK)
-
     try:
-        place.attempt(copy)
+        place.download(draft)
         if (found := file_sha256(draft)) != file.sha256:
             raise UsageError(_difference(place, found, file))
         draft.replace(target)

@@ -1,24 +1,17 @@
 """Copies models from the hub into a folder of weights (``models.mirror``)."""
 
-import shutil
-import uuid
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from medfocus.pipeline.console.logs import event
 from medfocus.pipeline.data.storage import Location
 from medfocus.pipeline.errors import MedFocusError
 from medfocus.pipeline.models.hub_models import HubFile, HubModel
 from medfocus.pipeline.models.mirror import (
-    MANIFEST,
-    Manifest,
     MirrorFile,
     MirrorModel,
     check_name,
     digest,
     place_of,
-    read_manifest,
 )
 from medfocus.stages.weights import file_sha256
 
@@ -52,12 +45,6 @@ def mirror_model(model: HubModel, root: Location, count: Count) -> MirrorModel:
     return MirrorModel(kind=model.kind, weights=model.weights, files=files)
 
 
-def add_to_manifest(root: Location, models: Mapping[str, MirrorModel]) -> None:
-    """Write ``weights.json`` with these models beside those that it has."""
-    known = read_manifest(root).models if (root / MANIFEST).exists() else {}
-    (root / MANIFEST).write_json(Manifest(models={**known, **models}).model_dump())
-
-
 def _checked(model: HubModel, name: str) -> str:
     """A name that the hub gave; MedFocusError where it would lead out of the folder."""
     try:
@@ -76,23 +63,7 @@ def _mirror_file(source: HubFile, place: Location, count: Count) -> MirrorFile:
     if here == stated:
         count.kept += 1
     else:
-        _upload(path, place)
+        place.upload(path)
         count.copied, count.bytes = count.copied + 1, count.bytes + path.stat().st_size
         event("copied", file=place.uri, bytes=path.stat().st_size)
     return MirrorFile(sha256=stated, source=repository.source, revision=repository.revision, licence=repository.licence)
-
-
-def _upload(file: Path, place: Location) -> None:
-    """Write a file of this machine to storage; a reader sees the whole file or none."""
-    if not place.is_local:
-        with file.open("rb") as opened, place.filesystem.open_output_stream(place.path, compression=None) as stream:
-            shutil.copyfileobj(opened, stream)
-        return
-    target = Path(place.path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{uuid.uuid4().hex}")
-    try:
-        shutil.copyfile(file, draft)
-        draft.replace(target)
-    finally:
-        draft.unlink(missing_ok=True)

@@ -22,7 +22,7 @@ from huggingface_hub import hf_hub_download, snapshot_download
 
 from medfocus.pipeline.config import ClipSection, Config, SegmentSection, StorageSection
 from medfocus.pipeline.console.causes import reason
-from medfocus.pipeline.data.storage import locate, resolve_storage
+from medfocus.pipeline.data.storage import Location, locate, resolve_storage
 from medfocus.pipeline.errors import MedFocusError, UsageError
 from medfocus.pipeline.models import mirror
 from medfocus.pipeline.models.cache import cache_path
@@ -205,13 +205,7 @@ def _weights_file(uri: str, storage: StorageSection) -> Path:
         if not path.is_file():
             raise UsageError(f"{uri}: no such weights file; correct the path")
         return path
-    location = locate(uri, storage)
-    stamp = location.stamp()
-    if stamp is None:
-        raise UsageError(f"{uri}: no such weights file; correct the URI")
-    # A new content under the same URI is another file of the cache.
-    key = hashlib.sha256(f"{uri} {stamp}".encode()).hexdigest()[:16]
-    target = cache_path(storage.cache, f"{key}/{Path(location.path).name}")
+    location, target = cached_file(uri, storage)
     if target.is_file():  # also in a cache that cannot be written
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -219,6 +213,22 @@ def _weights_file(uri: str, storage: StorageSection) -> Path:
         if not target.is_file():
             location.download(target)
     return target
+
+
+def cached_file(uri: str, storage: StorageSection) -> tuple[Location, Path]:
+    """A weights file in object storage, and where a node keeps it that has copied it.
+
+    Raises:
+        UsageError: there is no such file.
+        StorageError: object storage cannot be read.
+    """
+    location = locate(uri, storage)
+    stamp = location.stamp()
+    if stamp is None:
+        raise UsageError(f"{uri}: no such weights file; correct the URI")
+    # A new content under the same URI is another file of the cache.
+    key = hashlib.sha256(f"{uri} {stamp}".encode()).hexdigest()[:16]
+    return location, cache_path(storage.cache, f"{key}/{Path(location.path).name}")
 
 
 def _tag_file(model: str, tag: str, pretrained: dict[str, Any], storage: StorageSection) -> Path:

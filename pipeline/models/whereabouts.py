@@ -41,8 +41,9 @@ def _of_file(section: SegmentSection | ClipSection, storage: StorageSection) -> 
     """A configured file in object storage; None for one of this machine."""
     if section.weights is None or "://" not in section.weights:
         return None
-    if not locate(section.weights, storage).exists():
-        raise UsageError(f"{section.weights}: no such weights file; correct the URI")
+    _, file = model_files.cached_file(section.weights, storage)
+    if file.is_file():
+        return f"{section.weights}: {_local(file, section.sha256)}"
     return f"{section.weights}, copied to each node at first use"
 
 

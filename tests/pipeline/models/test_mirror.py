@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from huggingface_hub import constants
 
@@ -23,7 +25,7 @@ from medfocus.pipeline.models import mirror, model_files
 from medfocus.pipeline.models.hub import Repository
 from medfocus.pipeline.models.hub_models import HubFile, HubModel
 from medfocus.pipeline.models.mirror_fetch import Count, mirror_model
-from medfocus.stages.weights import file_sha256
+from medfocus.stages.weights import file_sha256, load_clip, load_tokenizer, read_state_dict
 from tests import hub_server, servers
 from tests.hub_server import LICENCE, REVISION, Hub
 from tests.pipeline.models.hub_repositories import CLIP, CLIP_REPOSITORY, SAM2, add_clip_with_bert, add_stand_ins
@@ -142,6 +144,14 @@ def test_a_killed_fetch_continues(hub: Hub, tmp_path: Path) -> None:
     fetched = fetch(str(tmp_path / "weights"), SAM2, CLIP)
     assert (fetched["copied"], fetched["kept"]) == (1, 2) and hub.bytes["sam2.1_hiera_tiny.pt"] == 5000
     assert weights.run(Config(), "check", [str(tmp_path / "weights")], None)["files"] == 3
+
+
+def test_two_fetches_at_once_lose_no_model(hub: Hub, place: str) -> None:
+    add_stand_ins(hub)
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda name: fetch(place, name), [SAM2, CLIP, CLIP, SAM2]))
+    assert mirror.read_manifest(locate(place, StorageSection())).models.keys() == {SAM2, CLIP}
+    assert weights.run(Config(), "check", [place], None)["files"] == 3
 
 
 def no_such(hub: Hub) -> str:
@@ -266,30 +276,32 @@ def test_no_name_leads_out_of_the_folder(hub: Hub, tmp_path: Path, name: str) ->
 @pytest.mark.parametrize("content", ["", "[]", '{"models": {"a": {}}}', '{"format": 2, "models": {}}'])
 def test_a_damaged_manifest_is_one_line(tmp_path: Path, content: str) -> None:
     (tmp_path / "weights.json").write_text(content)
-    with pytest.raises(UsageError, match=r"weights\.json: .*; fetch the weights again") as caught:
+    with pytest.raises(UsageError, match=r"weights\.json: .*; fetch the weights to another folder") as caught:
         mirror.read_manifest(locate(str(tmp_path), StorageSection()))
     assert "\n" not in str(caught.value)
 
 
+@torch.inference_mode()
 def test_a_clip_whose_text_model_is_on_the_hub_is_complete_in_the_folder(
-    ray_session: None, hub: Hub, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As BiomedCLIP: tokens are computed by workers that never see a hub."""
-    from medfocus.pipeline.commands import embed, pack
-
+    """As BiomedCLIP, whose text tower and tokenizer are of another repository."""
     add_clip_with_bert(hub, BERT_CLIP.removeprefix("hf-hub:"), vision=SMALL_VIT, bert=SMALL_BERT, half=False)
-    from_hub = model_files.resolve_clip(load_config(None, [f"clip.model={BERT_CLIP}"]).clip, StorageSection())
+    section = load_config(None, [f"clip.model={BERT_CLIP}"]).clip
+    from_hub = model_files.resolve_clip(section, StorageSection())
+    expected = read_state_dict(from_hub.checkpoint)
     fetched = fetch(place, BERT_CLIP)
     assert "text/config.json" in fetched["models"][BERT_CLIP]["files"]
     without_internet(monkeypatch, tmp_path)
-    weights.run(Config(), "check", [place], None)
-    command = [sys.executable, "-m", "medfocus.starter.phantoms", str(tmp_path), "--count", "2"]
-    subprocess.run(command, check=True)
-    sets = [f"work={tmp_path / 'work'}", f"storage.cache={tmp_path / 'cache'}", f"storage.weights={place}"]
-    config = load_config(None, [*sets, f"clip.model={BERT_CLIP}", "clip.cut=1", "segment.points_per_side=2"])
-    assert model_files.resolve_clip(config.clip, config.storage).identity() == from_hub.identity()
-    pack.run(config, str(tmp_path / "images"), str(tmp_path / "shards"), str(tmp_path / "labels.csv"))
-    assert embed.run(config, str(tmp_path / "shards"), str(tmp_path / "features"))["embedded"] == 2
+    assert weights.run(Config(), "check", [place], None)["models"] == [BERT_CLIP]
+    source = model_files.resolve_clip(section, StorageSection(weights=place, cache=str(tmp_path / "cache")))
+    assert source.identity() == from_hub.identity()
+    clip = load_clip(source.model, source.checkpoint, seed=2)
+    state = clip.state_dict()
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+    words = load_tokenizer(source.model)(["a medical image showing lesion", "a cyst"])
+    assert words.shape == (2, 64) and words[0].count_nonzero() == 7 and words[1].count_nonzero() == 4
+    assert clip.encode_text(words).shape == clip.encode_image(torch.zeros(2, 3, 32, 32)).shape == (2, 32)
 
 
 def test_check_opens_the_tokenizer(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

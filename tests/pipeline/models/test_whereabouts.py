@@ -78,3 +78,6 @@ def test_files_that_the_configuration_names_are_told(tmp_path: Path, s3) -> None
         f"{uri}, copied to each node at first use"
     )
     assert not (tmp_path / "cache").exists()
+    config = load_config(None, [f"segment.weights={uri}", f"storage.cache={tmp_path / 'cache'}"])
+    digest = file_sha256(model_files.resolve_sam2(config.segment, config.storage).checkpoint)
+    assert locate_sam2(config.segment, config.storage) == f"{uri}: w.safetensors, sha256 {digest}"
