@@ -10,7 +10,7 @@ from medfocus.pipeline.data.storage import locate
 from medfocus.pipeline.errors import UsageError
 from medfocus.pipeline.models import mirror, model_files
 from medfocus.pipeline.models.hub_models import CLIP_WEIGHTS, HUB, pretrained_tag, tag_files
-from medfocus.stages.weights import WeightsError, check_sha256, file_sha256, sam2_hub_file
+from medfocus.stages.weights import CLIP_CONFIG, WeightsError, check_sha256, file_sha256, sam2_hub_file
 
 
 def locate_sam2(section: SegmentSection, storage: StorageSection) -> str:
@@ -32,8 +32,11 @@ def locate_clip(section: ClipSection, storage: StorageSection) -> str:
     """
     if section.weights is not None and (tag := pretrained_tag(section.model, section.weights)) is not None:
         return _of_hub(f"{section.model}/{section.weights}", *tag_files(tag), section.sha256, storage)
-    if section.model.startswith(HUB) and section.weights is None:
-        return _of_hub(section.model, section.model.removeprefix(HUB), CLIP_WEIGHTS, section.sha256, storage)
+    if section.model.startswith(HUB):
+        repository, own = section.model.removeprefix(HUB), section.weights
+        if own is None:
+            return _of_hub(section.model, repository, CLIP_WEIGHTS, section.sha256, storage)
+        return f"{_of_hub(section.model, repository, (CLIP_CONFIG,), None, storage)}; weights {own}"
     return _of_file(section, storage) or _local(model_files.resolve_clip(section, storage).checkpoint, None)
 
 

@@ -40,7 +40,10 @@ def test_weights_of_the_hub_are_told_and_not_fetched(hub: Hub, monkeypatch: pyte
     assert list(told()) == expected
     with pytest.raises(UsageError, match="not the configured"):
         told(f"clip.sha256={'0' * 64}")
-    assert "not here yet" in told("clip.model=hf-hub:owner/model", "clip.weights=", preset=None)[1]
+    before = hub.bytes.copy()
+    assert "not here yet" in told("clip.model=hf-hub:owner/model", preset=None)[1]
+    text = told("clip.model=hf-hub:owner/model", "clip.weights=/own.safetensors", preset=None)[1]
+    assert "not here yet" in text and text.endswith("weights /own.safetensors") and hub.bytes == before
 
 
 def test_weights_of_a_folder_are_told_with_their_licence(hub: Hub, tmp_path: Path, s3) -> None:
