@@ -68,7 +68,8 @@ def configuration() -> str:
         "# Configuration",
         "",
         "Every command takes `--config FILE` (YAML with these sections) and `--set section.key=value`, which may be"
-        " repeated. A value of `--set` goes before the file, and the file before the default. In Python, "
+        " repeated. A value of `--set` goes before the file, the file before the preset (`--preset NAME`), and the"
+        " preset before the default. In Python, "
         "`medfocus.Config` and `medfocus.load_config` make the same tree. `medfocus COMMAND --help` lists the keys"
         " that a command reads.",
     ]

@@ -42,7 +42,7 @@ def _attempt(call: argparse.Namespace) -> int:
         prepare_environment(quiet=not call.verbose)
         for difference in version_differences():
             log.warning("%s", difference)
-        config = load_config(call.config, call.set)
+        config = load_config(call.config, call.set, call.preset)
     except (UsageError, ClusterError) as error:
         return _report(error, getattr(error, "exit_code", 1))
     try:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from medfocus.cluster.resources import Demand
 from medfocus.pipeline.errors import UsageError
+from medfocus.pipeline.presets import PRESETS
 from medfocus.pipeline.yaml_text import NullText, read_mapping, without_quotes
 from medfocus.stages.prompt_settings import FOCUS_MODES, Focus, PromptSettings
 from medfocus.stages.segment_settings import SegmentSettings
@@ -41,6 +42,10 @@ class StorageSection(Section):
         False, description="whether every node of a cluster mounts the folders that local paths name; it is probed"
     )
     cache: str = Field("~/.cache/medfocus", description="folder on each node where fetched weights are kept")
+    weights: str | None = Field(
+        None,
+        description="folder or s3:// prefix that medfocus weights fetch made; models of the hub are taken from there",
+    )
 
 
 class ClusterSection(Section):
@@ -245,16 +250,18 @@ class Config(Section):
     tracking: TrackingSection = Field(default_factory=TrackingSection)
 
 
-def load_config(file: str | None = None, settings: Sequence[str] = ()) -> Config:
-    """Load the defaults, then the YAML file, then each ``section.key=value`` in order.
+def load_config(file: str | None = None, settings: Sequence[str] = (), preset: str | None = None) -> Config:
+    """Load the defaults, then the preset, then the YAML file, then each ``section.key=value`` in order.
 
     A value is the text that is written; quotes around it are YAML's. The type of the key decides what the text means,
     so that a key for texts takes ``2024``, ``on`` or ``a: b`` as they are.
 
     Raises:
-        UsageError: the file cannot be read, or a key is unknown, or a value is out of its range.
+        UsageError: the file cannot be read, or a key or the preset is unknown, or a value is out of its range.
     """
     tree = {} if file is None else read_mapping(Path(file))
+    if preset is not None:
+        tree = _over_preset(tree, preset)
     for setting in settings:
         key, separator, text = setting.partition("=")
         if not separator or not key:
@@ -273,6 +280,19 @@ def documented_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iter
             yield from documented_keys(field.annotation, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", field.default, field.description or ""
+
+
+def _over_preset(tree: dict[str, Any], preset: str) -> dict[str, Any]:
+    """The values of a file, and those of a preset where the file has none."""
+    if preset not in PRESETS:
+        raise UsageError(f"--preset {preset}: unknown; choose one of {', '.join(PRESETS)}")
+    base = {section: dict(values) for section, values in PRESETS[preset].settings.items()}
+    for section, values in tree.items():
+        if isinstance(values, dict) and section in base:
+            base[section] |= values
+        else:
+            base[section] = values
+    return base
 
 
 # Not by OmegaConf's update, which would read ``${...}`` in a value as a reference.

@@ -5,7 +5,8 @@ model is named by its package's own name (a SAM2 hub name, an open_clip architec
 architecture:
 
 * SAM2: ``sam2.json`` with the keys ``config`` (a Hydra configuration of the sam2 package) and ``overrides``.
-* CLIP: ``open_clip_config.json``, the format of open_clip's ``local-dir:`` schema.
+* CLIP: ``open_clip_config.json``, the format of open_clip's ``local-dir:`` schema. Where that names a text model of the
+  hub, ``text/config.json`` in the folder is its configuration, so that none has to be fetched.
 
 sam2 and open_clip are imported in the functions that need them: each import takes seconds, and a process seldom needs
 both.
@@ -42,6 +43,9 @@ VIDEO_PARTS = (
     "no_obj_embed_spatial",
 )
 """Prefixes of SAM2's tensors that only video tracking uses; a checkpoint for images may leave them out."""
+
+CLIP_CONFIG, TEXT_CONFIG = "open_clip_config.json", "text/config.json"
+"""Files of a CLIP's folder: the configuration of the model, and that of its Hugging Face text model."""
 
 # Numbers that OpenAI's own state dicts hold beside the weights.
 _OPENAI_KEYS = {"input_resolution", "context_length", "vocab_size"}
@@ -208,6 +212,7 @@ def load_clip(
             pretrained_image=False,
             pretrained_text=False,
             force_preprocess_cfg=dict(preprocess or {}),
+            **_text_model(model),
         )
     if checkpoint is not None:
         _load_clip_state(network, model, checkpoint)
@@ -266,7 +271,7 @@ def _sam2_architecture(model: str | Path) -> tuple[str, list[str]]:
 
 def _clip_name(model: str | Path) -> str:
     """The name by which open_clip knows a CLIP model."""
-    if (Path(model) / "open_clip_config.json").is_file():
+    if (Path(model) / CLIP_CONFIG).is_file():
         return f"local-dir:{model}"
     import open_clip
 
@@ -276,6 +281,15 @@ def _clip_name(model: str | Path) -> str:
         f"{model}: unknown CLIP model; use starter, a folder with open_clip_config.json, or an architecture of"
         " open_clip.list_models()"
     )
+
+
+def _text_model(model: str | Path) -> dict[str, Any]:
+    """Settings by which open_clip takes the configuration of the text model from the folder, where it is there."""
+    folder, text = Path(model), (Path(model) / TEXT_CONFIG).parent
+    if not (folder / TEXT_CONFIG).is_file():
+        return {}
+    settings = json.loads((folder / CLIP_CONFIG).read_text(encoding="utf-8"))["model_cfg"]["text_cfg"]
+    return {"text_cfg": settings | {"hf_model_name": str(text), "hf_model_pretrained": False}}
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from medfocus.stages import torchvision_ops  # noqa: F401  before any test imports sam2 or open_clip
-from tests import servers
+from tests import hub_server, servers
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -194,6 +194,14 @@ def s3(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
         return f"s3://{bucket}"
 
     return make
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[hub_server.Hub]:
+    """A Hugging Face hub of this test, which the client of this process and of its children uses."""
+    with hub_server.serving(tmp_path / "hub") as hub:
+        hub_server.use(hub.url, tmp_path / "hub-cache", monkeypatch)
+        yield hub
 
 
 @pytest.fixture(scope="session")

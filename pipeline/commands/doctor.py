@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from medfocus.cluster.errors import ClusterError
-from medfocus.pipeline.config import ClipSection, Config, SegmentSection
+from medfocus.pipeline.config import Config
 from medfocus.pipeline.console.causes import own_error, reason
 from medfocus.pipeline.console.credentials import without_credentials
 from medfocus.pipeline.console.logs import show
@@ -44,8 +44,8 @@ def run(config: Config, probe: str | None) -> dict[str, Any]:
         ("ray", lambda: _ray(config)),
         ("storage", lambda: _storage(config, probe)),
         ("mlflow", lambda: _mlflow(config)),
-        ("sam2 weights", lambda: _weights("resolve_sam2", config.segment, config)),
-        ("clip weights", lambda: _weights("resolve_clip", config.clip, config)),
+        ("sam2 weights", lambda: _sam2(config)),
+        ("clip weights", lambda: _clip(config)),
         ("disk", lambda: _disk(config)),
     ]
     reports: dict[str, str] = {}
@@ -134,12 +134,16 @@ def _mlflow(config: Config) -> str:
     return f"{version('mlflow')}, {shown_uri(config)}"
 
 
-def _weights(resolve: str, section: SegmentSection | ClipSection, config: Config) -> str:
-    from medfocus.pipeline.models import model_files
-    from medfocus.stages.weights import file_sha256
+def _sam2(config: Config) -> str:
+    from medfocus.pipeline.models.whereabouts import locate_sam2
 
-    source = getattr(model_files, resolve)(section, config.storage)
-    return f"{source.checkpoint.name}, sha256 {file_sha256(source.checkpoint)}"
+    return locate_sam2(config.segment, config.storage)
+
+
+def _clip(config: Config) -> str:
+    from medfocus.pipeline.models.whereabouts import locate_clip
+
+    return locate_clip(config.clip, config.storage)
 
 
 def _disk(config: Config) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import shtab
 
 from medfocus.pipeline.config import Config, documented_keys
+from medfocus.pipeline.presets import PRESETS
 
 _DESCRIPTION = """Archives of medical images to scored, explained results, with SAM2 regions guiding a frozen CLIP.
 Research software: not for clinical use."""
@@ -19,6 +20,11 @@ _LABELS = (
     "CSV in any dialect, Parquet or Excel with the columns file (path below SOURCE) or image_id, label and, if known,"
     " patient_id (a pseudonym) and site; without it, the first folder below SOURCE, or below train, val or test there,"
     " names the class"
+)
+
+_WEIGHTS = (
+    "for fetch the models: a preset, a SAM2 hub name (facebook/sam2.1-hiera-tiny), hf-hub:OWNER/NAME of a CLIP, or"
+    " ARCHITECTURE/TAG of open_clip (ViT-B-16/laion2b_s34b_b88k); for check the folder"
 )
 
 
@@ -173,6 +179,15 @@ COMMANDS = (
         ),
     ),
     Command(
+        "weights",
+        "a folder of weights for machines without internet: fetch makes it, check verifies it",
+        (
+            Argument("action", choices=("fetch", "check"), help="fetch models into a folder, or check a folder"),
+            Argument("names", nargs="+", metavar="NAME|FOLDER", help=_WEIGHTS),
+            Argument("--to", metavar="FOLDER", help=f"folder that fetch writes to; {_PLACE}", complete=shtab.DIRECTORY),
+        ),
+    ),
+    Command(
         "doctor",
         "what is installed and reachable, and the mend for what is not",
         (Argument("--probe", metavar="PREFIX", help=f"write, read and delete below this prefix; {_PLACE}"),),
@@ -194,6 +209,12 @@ COMMANDS = (
 _SHARED = (
     Argument("--config", metavar="FILE", help="YAML file with configuration keys", complete=shtab.FILE),
     Argument(
+        "--preset",
+        choices=tuple(PRESETS),
+        metavar="NAME",
+        help=f"frozen models that fit together ({', '.join(PRESETS)}); what --config and --set say goes before it",
+    ),
+    Argument(
         "--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="one configuration key; repeatable"
     ),
     Argument("--json", action="store_true", help="print one JSON object as the last line of stdout"),
@@ -202,7 +223,12 @@ _SHARED = (
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the command line. A parsed call has ``command``, the ``Command`` to run."""
-    parser = argparse.ArgumentParser(prog="medfocus", description=_DESCRIPTION)
+    parser = argparse.ArgumentParser(
+        prog="medfocus",
+        description=_DESCRIPTION,
+        epilog=_presets_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     shtab.add_argument_to(parser, "--print-completion", help="print a script that completes commands in a shell")
     parsers = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in COMMANDS:
@@ -223,6 +249,14 @@ def build_parser() -> argparse.ArgumentParser:
         parameters = [*(argument.name for argument in command.arguments), *command.shared]
         entry.set_defaults(command=command, parameters=parameters)
     return parser
+
+
+def _presets_help() -> str:
+    """The presets, each with its models and what they cost."""
+    lines = ["presets (--preset NAME, for every command):"]
+    for name, preset in PRESETS.items():
+        lines += [f"  {name}", f"      {preset.summary}; {preset.cost}"]
+    return "\n".join(lines)
 
 
 def _keys_help(sections: Sequence[str]) -> str:

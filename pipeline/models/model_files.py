@@ -20,23 +20,27 @@ from typing import Any, TypeVar
 from filelock import FileLock
 from huggingface_hub import hf_hub_download, snapshot_download
 
-from medfocus.cluster.account import is_writable, own_folder
 from medfocus.pipeline.config import ClipSection, Config, SegmentSection, StorageSection
 from medfocus.pipeline.console.causes import reason
-from medfocus.pipeline.console.logs import log
-from medfocus.pipeline.data.storage import locate, resolve_storage
+from medfocus.pipeline.data.storage import Location, locate, resolve_storage
 from medfocus.pipeline.errors import MedFocusError, UsageError
-from medfocus.stages.weights import WeightsError, check_sha256, file_sha256, sam2_hub_file, sam2_image_size
+from medfocus.pipeline.models import mirror
+from medfocus.pipeline.models.cache import cache_path
+from medfocus.pipeline.models.hub_models import CLIP_WEIGHTS, HUB, TOKENIZER_FILES, pretrained_tag
+from medfocus.stages.weights import (
+    CLIP_CONFIG,
+    WeightsError,
+    check_sha256,
+    file_sha256,
+    sam2_hub_file,
+    sam2_image_size,
+)
 
 STARTER = "starter"
-# Weights of a CLIP in a folder, the first that is there.
-_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 # What is fetched of a CLIP repository on the hub.
 _CLIP_HUB_FILES = (
-    "open_clip_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "vocab.txt",
+    CLIP_CONFIG,
+    *TOKENIZER_FILES,
     "open_clip*model.safetensors",
     "open_clip_pytorch_model.bin",
 )
@@ -73,15 +77,16 @@ class ModelFiles:
 def resolve_paths(config: Config) -> Config:
     """The configuration with names that mean the same in every process and on every node.
 
-    Folders and files of models become absolute paths. The S3 endpoint and region that this process uses become part of
-    the configuration, so that the environment of a worker cannot change them.
+    Folders and files of models and weights become absolute paths. The S3 endpoint and region that this process uses
+    become part of the configuration, so that the environment of a worker cannot change them.
     """
     sections: dict[str, SegmentSection | ClipSection] = {"segment": config.segment, "clip": config.clip}
     resolved = {
         name: section.model_copy(update={"model": _absolute(section.model), "weights": _absolute(section.weights)})
         for name, section in sections.items()
     }
-    return config.model_copy(update={**resolved, "storage": resolve_storage(config.storage)})
+    weights = {"weights": _absolute(config.storage.weights)}
+    return config.model_copy(update={**resolved, "storage": resolve_storage(config.storage).model_copy(update=weights)})
 
 
 def _absolute(name: str | None) -> str | None:
@@ -123,7 +128,7 @@ def resolve_sam2(section: SegmentSection, storage: StorageSection) -> ModelFiles
     if section.weights is not None:
         checkpoint: Path | None = _weights_file(section.weights, storage)
     elif (name := sam2_hub_file(section.model)) is not None:
-        checkpoint = _hub_file(section.model, name)
+        checkpoint = _hub_file(section.model, name, storage)
     else:
         checkpoint = _first_file(Path(model), ("model.safetensors",))
     return _model_files(model, checkpoint, section.sha256)
@@ -154,17 +159,20 @@ def resolve_clip(section: ClipSection, storage: StorageSection) -> ModelFiles:
         StorageError: object storage cannot be read.
     """
     model: str | Path = section.model
+    checkpoint: Path | None = None
+    preprocess = None
     if section.model == STARTER:
         model = _starter_folder("clip")
-    elif section.model.startswith("hf-hub:"):
-        model = _hub_folder(section.model.removeprefix("hf-hub:"))
-    if section.weights is not None and (tagged := _pretrained_tag(section.model, section.weights)) is not None:
-        return _model_files(tagged.model, tagged.checkpoint, section.sha256, tagged.preprocess)
+    elif section.model.startswith(HUB):
+        model = _hub_clip(section.model, storage)
     if section.weights is None:
-        checkpoint = _first_file(Path(model), _CLIP_WEIGHTS)
+        checkpoint = _first_file(Path(model), CLIP_WEIGHTS)
+    elif (tag := pretrained_tag(section.model, section.weights)) is not None:
+        checkpoint = _tag_file(section.model, section.weights, tag, storage)
+        preprocess = {key: tag[key] for key in ("mean", "std") if tag.get(key)}
     else:
         checkpoint = _weights_file(section.weights, storage)
-    return _model_files(model, checkpoint, section.sha256)
+    return _model_files(model, checkpoint, section.sha256, preprocess)
 
 
 def _model_files(
@@ -197,13 +205,7 @@ def _weights_file(uri: str, storage: StorageSection) -> Path:
         if not path.is_file():
             raise UsageError(f"{uri}: no such weights file; correct the path")
         return path
-    location = locate(uri, storage)
-    stamp = location.stamp()
-    if stamp is None:
-        raise UsageError(f"{uri}: no such weights file; correct the URI")
-    # A new content under the same URI is another file of the cache.
-    key = hashlib.sha256(f"{uri} {stamp}".encode()).hexdigest()[:16]
-    target = _cache_path(storage.cache, f"{key}/{Path(location.path).name}")
+    location, target = cached_file(uri, storage)
     if target.is_file():  # also in a cache that cannot be written
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -213,45 +215,43 @@ def _weights_file(uri: str, storage: StorageSection) -> Path:
     return target
 
 
-def _cache_path(cache: str, name: str) -> Path:
-    """The path of a fetched file: below the cache, or in the temporary folder where the cache cannot be written."""
-    path = Path(cache).expanduser() / name
-    if path.is_file() or is_writable(path.parent):
-        return path
-    fallback = own_folder() / "cache"
-    log.warning("storage.cache: %s cannot be written, fetched weights are kept in %s", cache, fallback)
-    return fallback / name
-
-
-def _pretrained_tag(model: str, tag: str) -> ModelFiles | None:
-    """The weights of one of open_clip's pretrained tags; None where open_clip knows no such tag of the model.
+def cached_file(uri: str, storage: StorageSection) -> tuple[Location, Path]:
+    """A weights file in object storage, and where a node keeps it that has copied it.
 
     Raises:
-        UsageError: the weights were trained with another activation than the architecture has.
+        UsageError: there is no such file.
+        StorageError: object storage cannot be read.
     """
-    if "/" in tag or "." in tag:  # a path or a URI; open_clip takes seconds to import
-        return None
+    location = locate(uri, storage)
+    stamp = location.stamp()
+    if stamp is None:
+        raise UsageError(f"{uri}: no such weights file; correct the URI")
+    # A new content under the same URI is another file of the cache.
+    key = hashlib.sha256(f"{uri} {stamp}".encode()).hexdigest()[:16]
+    return location, cache_path(storage.cache, f"{key}/{Path(location.path).name}")
+
+
+def _tag_file(model: str, tag: str, pretrained: dict[str, Any], storage: StorageSection) -> Path:
+    """The weights file of a pretrained tag: of ``storage.weights``, else from where open_clip knows it."""
+    if storage.weights is not None:
+        return mirror.to_node(f"{model}/{tag}", storage)
     import open_clip
 
-    pretrained = open_clip.get_pretrained_cfg(model, tag)
-    if not pretrained:
-        return None
-    # open_clip only warns of another activation; the model would give wrong answers.
-    quick_gelu = pretrained.get("quick_gelu", False)
-    if quick_gelu != open_clip.get_model_config(model).get("quick_gelu", False):
-        name = f"{model}-quickgelu" if quick_gelu else model.removesuffix("-quickgelu")
-        raise UsageError(f"{tag}: these weights are not of {model} but of {name}; set clip.model={name}")
-    checkpoint = Path(_download(tag, lambda: open_clip.download_pretrained(pretrained)))
-    return ModelFiles(model, checkpoint, {key: pretrained[key] for key in ("mean", "std") if pretrained.get(key)})
+    return Path(_download(tag, lambda: open_clip.download_pretrained(pretrained)))
 
 
-def _hub_file(repository: str, name: str) -> Path:
-    """A file of a repository on the Hugging Face hub."""
+def _hub_file(repository: str, name: str, storage: StorageSection) -> Path:
+    """A file of a repository of the hub: of ``storage.weights``, else from the hub."""
+    if storage.weights is not None:
+        return mirror.to_node(repository, storage)
     return Path(_download(repository, lambda: hf_hub_download(repo_id=repository, filename=name)))
 
 
-def _hub_folder(repository: str) -> Path:
-    """A folder with the files of a CLIP repository on the Hugging Face hub."""
+def _hub_clip(name: str, storage: StorageSection) -> Path:
+    """A folder with the files of a CLIP of the hub: of ``storage.weights``, else from the hub."""
+    if storage.weights is not None:
+        return mirror.to_node(name, storage).parent
+    repository = name.removeprefix(HUB)
     return Path(_download(repository, lambda: snapshot_download(repository, allow_patterns=list(_CLIP_HUB_FILES))))
 
 
@@ -261,5 +261,6 @@ def _download(name: str, call: Callable[[], T]) -> T:
         return call()
     except Exception as error:  # the client raises the errors of its transports
         raise UsageError(
-            f"{name}: cannot be fetched ({reason(error)}); put the file within reach and set weights to its path"
+            f"{name}: cannot be fetched ({reason(error)}); where there is no internet, set storage.weights to a folder"
+            " that medfocus weights fetch made elsewhere"
         ) from error

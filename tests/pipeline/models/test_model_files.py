@@ -136,6 +136,6 @@ def test_a_download_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch, erro
     with pytest.raises(UsageError) as caught:
         model_files.resolve_sam2(section, StorageSection())
     assert str(caught.value) == (
-        f"facebook/sam2.1-hiera-tiny: cannot be fetched ({cause});"
-        " put the file within reach and set weights to its path"
+        f"facebook/sam2.1-hiera-tiny: cannot be fetched ({cause}); where there is no internet, set storage.weights to a"
+        " folder that medfocus weights fetch made elsewhere"
     )
