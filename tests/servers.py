@@ -89,7 +89,13 @@ class RayHead:
 @contextmanager
 def ray_head(folder: Path, environment: Mapping[str, str]) -> Iterator[RayHead]:
     """Run a Ray cluster of one node with one CPU. ``environment`` is all that its processes get."""
-    names = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port", "metrics-export-port")
+    names: tuple[str, ...] = (
+        "port",
+        "dashboard-port",
+        "ray-client-server-port",
+        "dashboard-agent-listen-port",
+        "metrics-export-port",
+    )
     names += ("dashboard-agent-grpc-port", "node-manager-port", "object-manager-port", "runtime-env-agent-port")
     ports = {name: free_port() for name in names}
     # Sockets of Ray have paths of at most 107 bytes.
