@@ -96,3 +96,13 @@ def test_the_environment_is_ready_before_a_library_reads_it(module: str, library
     call = [sys.executable, "-c", IMPORTS.format(module=module)]
     ended = subprocess.run(call, env=environment, capture_output=True, text=True, check=True)
     assert f"{library} 1 true" in ended.stdout.splitlines()
+
+
+@pytest.mark.parametrize(("first", "mode"), [("medfocus.cluster.connect", "token"), ("ray", "None")])
+def test_a_token_is_shown_unless_ray_has_read_the_mode_before(first: str, mode: str) -> None:
+    """Ray cannot start a cluster where the mode is set after its import."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    code = f"import os, {first}, medfocus.cluster.connect; print(os.environ.get('RAY_AUTH_MODE'))"
+    call = [sys.executable, "-c", code]
+    environment |= {"RAY_AUTH_TOKEN": "a" * 64}
+    assert subprocess.run(call, env=environment, capture_output=True, text=True, check=True).stdout.strip() == mode

@@ -96,7 +96,7 @@ def test_a_command_runs_on_the_cluster_as_it_was_written(
     request = urllib.request.Request(f"{head.url}/api/jobs/first", headers={"Authorization": f"Bearer {TOKEN}"})
     shown = urllib.request.urlopen(request).read().decode()
     assert SECRET not in shown and "https://mlflow.example.org" in shown and "eu-central-1" in shown
-    assert TOKEN not in shown
+    assert TOKEN not in shown and '"RAY_JOB_STOP_WAIT_TIME_S": "60"' in shown
 
 
 def test_a_wrong_call_ends_as_it_does_without_a_cluster(
@@ -216,11 +216,15 @@ def test_a_client_that_is_ended_leaves_the_job_running(
 def test_a_job_that_runs_is_stopped(
     medfocus: Callable[..., subprocess.CompletedProcess[str]], server: JobServer
 ) -> None:
-    start(server, "endless", "while true; do sleep 1; done")
-    while server.job("endless").state == "PENDING":
+    # Ray's own patience is three seconds.
+    script = "trap 'sleep 4; echo stopped in order; exit' TERM; echo begun; while true; do sleep 0.2; done"
+    environment = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}}
+    server._client.submit_job(submission_id="endless", entrypoint=script, runtime_env=environment)
+    while "begun" not in server.last_lines("endless", 1):
         time.sleep(0.2)
     assert "STOPPED" in medfocus("jobs", "endless", "--stop").stdout
-    assert "was stopped" in medfocus("jobs", "endless", "--logs", code=1).stderr
+    ended = medfocus("jobs", "endless", "--logs", code=1)
+    assert "stopped in order" in ended.stderr and "job endless was stopped" in ended.stderr
 
 
 def test_a_broken_connection_is_made_again(server: JobServer, head: RayHead) -> None:
