@@ -57,7 +57,7 @@ def run(config: Config, id: str | None, address: str | None, logs: bool, stop: b
     _show_table([job])
     if not stop:
         for line in server.last_lines(id, _LAST_LINES):
-            show(f"  {_shown(line)}")
+            show(f"  {_shown(result_line(line) or line)}")
     return _record(job)
 
 
