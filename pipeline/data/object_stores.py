@@ -4,7 +4,6 @@ A connection belongs to a process. It is made at its first use, since the packag
 the environment names other credentials or another proxy, or after a fork.
 """
 
-import logging
 import os
 import re
 import threading
@@ -66,8 +65,6 @@ class StoreAddress:
 
 def _connect(address: StoreAddress) -> AbstractFileSystem:
     """A new connection. fsspec's caches of connections and listings are off: other processes write, too."""
-    for name in ("aiobotocore", "botocore", "azure", "gcsfs", "s3fs", "fsspec"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # they warn of what is tried again
     package, kind, extra = _CONNECTIONS[address.scheme]
     try:
         return kind(address, {"use_listings_cache": False, "skip_instance_cache": True})
@@ -90,8 +87,12 @@ def _azure(address: StoreAddress, options: dict[str, Any]) -> AbstractFileSystem
 
 
 def _google(address: StoreAddress, options: dict[str, Any]) -> AbstractFileSystem:
-    """Google Cloud: gcsfs takes the credentials from Google's usual places."""
-    from gcsfs import GCSFileSystem
+    """Google Cloud: gcsfs takes the credentials from Google's usual places.
+
+    The class of ``gcsfs.core`` speaks HTTP alone. That of ``gcsfs`` asks for the layout of each bucket over gRPC, which
+    needs another permission.
+    """
+    from gcsfs.core import GCSFileSystem
 
     return GCSFileSystem(token="anon" if address.anonymous else None, **options)
 

@@ -4,6 +4,7 @@ import errno
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fsspec.asyn import sync
@@ -75,6 +76,10 @@ class S3Objects(Objects):
     def write(self, path: str, content: bytes) -> None:
         """Write an object, which is there when the upload is complete."""
         self.filesystem.pipe_file(path, content, chunksize=PART, max_concurrency=PARTS)
+
+    def upload(self, path: str, file: Path) -> None:
+        """Copy a file here."""
+        self.filesystem.put_file(str(file), path, chunksize=PART, max_concurrency=PARTS)
 
     def create(self, path: str, content: bytes) -> bool:
         """Write an object if there is none; of several writers, one wins."""

@@ -145,7 +145,7 @@ def test_transient_s3_errors_lose_no_row(
     archive: SimpleNamespace, undisturbed: dict, command: ScoreCommand, s3: Callable[[str], str], s3_url: str
 ) -> None:
     on_s3(archive, command, s3("faults"))
-    with failing_s3(s3_url, share=0.1, seed=3) as (url, proxy):
+    with failing_s3(s3_url, share=0.2, seed=3) as (url, proxy):
         command.environment["AWS_ENDPOINT_URL"] = url
         result = command.finish()
     assert sum(proxy.faults.values()) >= 5 and result["scored"] == len(archive.images)

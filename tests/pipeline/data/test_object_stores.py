@@ -1,13 +1,18 @@
 """Stores other than S3: their packages and their options; Azure on its emulator, where it is installed."""
 
+import json
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -86,6 +91,77 @@ def test_objects_in_memory_are_a_store() -> None:
     assert pq.read_table((place / "t.parquet").path, filesystem=place.arrow_filesystem)["x"].to_pylist() == [1, 2]
     place.delete()
     assert place.files(recursive=True) == []
+
+
+class GoogleBucket(BaseHTTPRequestHandler):
+    """Answers as a bucket of Google Cloud Storage: its JSON API, as far as objects are read and written."""
+
+    protocol_version = "HTTP/1.1"
+    objects: ClassVar[dict[str, tuple[int, bytes]]] = {}
+    lock = threading.Lock()
+
+    def do_GET(self) -> None:
+        url = urlsplit(self.path)
+        query, key = parse_qs(url.query), unquote(url.path.partition("/o/")[2])
+        if not key:
+            prefix = query.get("prefix", [""])[0]
+            self._answer(
+                200, {"items": [self._described(name) for name in sorted(self.objects) if name.startswith(prefix)]}
+            )
+        elif key not in self.objects:
+            self._answer(404, {})
+        else:
+            self._answer(200, self.objects[key][1] if query.get("alt") == ["media"] else self._described(key))
+
+    def do_POST(self) -> None:
+        query = parse_qs(urlsplit(self.path).query)
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if query["uploadType"] == ["multipart"]:
+            _, described, content, _ = body.split(b"--==0==")
+            key, body = json.loads(described.split(b"\n\n", 1)[1])["name"], content.split(b"\n\n", 1)[1][:-1]
+        else:
+            key = query["name"][0]
+        with self.lock:
+            generation = self.objects.get(key, (0, b""))[0]
+            if int(query.get("ifGenerationMatch", [generation])[0]) != generation:
+                self._answer(412, {})
+                return
+            self.objects[key] = generation + 1, body
+        self._answer(200, self._described(key))
+
+    def _described(self, key: str) -> dict[str, str]:
+        generation, content = self.objects[key]
+        return {"kind": "storage#object", "name": key, "size": str(len(content)), "generation": str(generation)}
+
+    def _answer(self, status: int, content: dict | bytes) -> None:
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Logs nothing."""
+
+
+def test_google_creates_once_and_replaces_a_version_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a stand-in: no emulator that can be installed here heeds the conditions."""
+    pytest.importorskip("gcsfs", reason="the extra gcs is not installed")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), GoogleBucket)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server.server_address[1]}")
+    try:
+        place = locate("gs://bucket/root", StorageSection(anonymous=True))
+        lease, names = place / "lease", [str(number).encode() for number in range(8)]
+        with ThreadPoolExecutor(8) as pool:
+            assert sum(pool.map(lease.create, names)) == 1
+            content, version = lease.read_version()
+            assert content in names
+            assert sum(pool.map(lambda name: lease.replace(b"new " + name, version), names)) == 1
+        assert lease.read().startswith(b"new ") and place.files() == ["lease"]
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import boto3
 import pytest
 
 from medfocus.pipeline.config import StorageSection
-from medfocus.pipeline.data import s3_connection
+from medfocus.pipeline.data import s3_connection, s3_objects
 from medfocus.pipeline.data.storage import AccessError, Location, ServiceError, StorageError, locate, resolve_storage
 from tests import servers
 from tests.faults.injection import Answer, Proxy, failing_s3
@@ -275,6 +275,26 @@ def test_a_stream_of_an_object_that_changes_is_not_a_mixture(bucket: str, front:
         place.write(b"1" * (20 << 20))
         with pytest.raises(StorageError):
             stream.read()
+
+
+def test_large_contents_are_uploaded_in_parts_and_are_there_as_a_whole(
+    bucket: str, front: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_objects, "PART", 5 << 20)
+    content = bytes(12 << 20)
+    (tmp_path / "file").write_bytes(content)
+    place = locate(bucket, StorageSection())
+    for write in (lambda: (place / "large").write(content), lambda: (place / "large").upload(tmp_path / "file")):
+        front.answer = lambda request, serve: error(403, "AccessDenied") if "partNumber=3" in request.path else serve()
+        with pytest.raises(AccessError):
+            write()
+        assert not (place / "large").exists()
+        uploads = place.store.filesystem.call_s3("list_multipart_uploads", Bucket=place.path)
+        assert not uploads.get("Uploads")
+        front.answer = lambda request, serve: serve()
+        write()
+        assert (place / "large").read() == content
+        (place / "large").delete()
 
 
 def test_throttling_and_errors_of_the_service_are_tried_again(bucket: str, s3_url: str, front: Proxy) -> None:
