@@ -12,7 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FakeMultiNodeProvider
+from ray.autoscaler._private.fake_multi_node.node_provider import (
+    FAKE_HEAD_NODE_ID,
+    FAKE_HEAD_NODE_TYPE,
+    FakeMultiNodeProvider,
+)
 
 from tests import servers
 
@@ -99,8 +103,11 @@ def configuration(address: str, types: dict[str, dict[str, Any]], idle_minutes: 
             "launch_multiple": True,
             "head_node_id": FAKE_HEAD_NODE_ID,
         },
-        "available_node_types": {"head": head, **{name: {"node_config": {}, **kind} for name, kind in types.items()}},
-        "head_node_type": "head",
+        "available_node_types": {
+            FAKE_HEAD_NODE_TYPE: head,
+            **{name: {"node_config": {}, **kind} for name, kind in types.items()},
+        },
+        "head_node_type": FAKE_HEAD_NODE_TYPE,
         "auth": {},
         "file_mounts": {},
         "cluster_synced_files": [],
