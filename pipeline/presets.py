@@ -14,7 +14,7 @@ class Preset:
 
     Args:
         summary: the models, for the help.
-        cost: memory of a process that holds the models, and time of an image on one CPU core, both measured on a CPU.
+        cost: memory of a process that holds the models, rounded up from its peak, and CPU time of an image on one core.
         settings: values of the configuration by section and key.
         weights: names of the models as ``medfocus weights fetch`` takes them; empty where they come along.
     """

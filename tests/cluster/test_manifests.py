@@ -14,6 +14,7 @@ import yaml
 
 from medfocus.cluster.environment import DEFAULTS
 from medfocus.pipeline.commands.parser import build_parser
+from medfocus.pipeline.config import load_config
 from tests.cluster import manifests
 from tests.cluster.manifests import Manifest, cluster_spec, containers, groups, pod_templates, quantity
 
@@ -95,7 +96,11 @@ def test_every_command_is_one_of_ours(job: Manifest) -> None:
     for line in job["spec"]["entrypoint"].split("&&"):
         program, *arguments = shlex.split(line)
         assert program == "medfocus"
-        build_parser().parse_args(arguments)
+        call = build_parser().parse_args(arguments)
+        # A head that does no work has nothing to plan with, so that each command says what it asks for.
+        gpus = load_config(None, call.set).cluster.gpus
+        groups = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+        assert gpus and gpus <= sum(group["maxReplicas"] for group in groups)
 
 
 def test_one_image_and_one_ray_everywhere() -> None:
