@@ -19,6 +19,8 @@ from medfocus.cluster import authentication
 from tests import servers
 from tests.cluster.conftest import TOKEN, account
 
+pytestmark = pytest.mark.clusters
+
 DRIVER = """
 import sys
 from medfocus.cluster.connect import connected

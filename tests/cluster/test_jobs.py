@@ -28,6 +28,8 @@ from tests.cluster.breakable import Proxy
 from tests.cluster.conftest import TOKEN, account
 from tests.servers import RayHead, free_port
 
+pytestmark = pytest.mark.clusters
+
 SECRET = "very-secret-word"
 
 

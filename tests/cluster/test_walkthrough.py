@@ -18,6 +18,8 @@ import pytest
 
 from tests.cluster.walkthrough import IMAGES, REPOSITORY, commands
 
+pytestmark = pytest.mark.clusters
+
 ISOLATED = ["unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"]
 Record = dict[str, Any]
 
