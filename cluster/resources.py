@@ -143,17 +143,19 @@ def _gpu_plan(
     machines: Sequence[Mapping[str, float]], actors: int, demand: Demand, *, grows: bool = False
 ) -> ResourcePlan:
     ratio = _cpus_per_gpu(machines)
+    # Half a CPU for each actor keeps one GPU busy with only two CPUs. The other CPUs decode.
+    models = Share(actors, min(0.5, ratio / 8), 0.5, 1)
+    device = "cpu" if demand.device == "cpu" else "cuda"
+    task_cpus = min(1.0, ratio / 4)
+    if grows:
+        return ResourcePlan(Share(0, task_cpus, 0, 1), models, device, None)
     gpus = math.ceil(actors / 2)
     cpus = _total((node for node in machines if not node.get("GPU")), "CPU") + gpus * ratio
-    decode = Share(0, min(1.0, ratio / 4), 0, 1)
-    return ResourcePlan(
-        decode=decode,
-        # Half a CPU for each actor keeps one GPU busy with only two CPUs. The other CPUs decode.
-        models=Share(actors, min(0.5, ratio / 8), 0.5, 1),
-        device="cpu" if demand.device == "cpu" else "cuda",
-        # Ray Data rounds the number of tasks that it asks for up.
-        limits=None if grows else {"cpu": cpus - decode.cpus, "gpu": gpus},
-    )
+    tasks = max(1, int((cpus - actors * models.cpus) / task_cpus + _EPSILON))
+    # They claim half of the CPUs that they use. When a node is lost, Ray reads its shards again beside them; without
+    # room for that, the autoscaler would start a node for it. Ray Data rounds the number of tasks that it asks for up.
+    decode = Share(tasks, task_cpus / 2, 0, 1)
+    return ResourcePlan(decode, models, device, {"cpu": cpus - decode.cpus, "gpu": gpus})
 
 
 def _cpu_plan(cpus: float, workers: int | None) -> ResourcePlan:

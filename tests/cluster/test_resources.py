@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -73,9 +71,17 @@ def test_a_plan_for_a_head_alone_asks_for_the_gpus_that_are_configured() -> None
 
 def test_the_reach_of_the_autoscaler_counts_as_what_is_there() -> None:
     reach = [{"CPU": 8.0, "GPU": 1.0}] * 3
-    planned = plan_resources(HEAD_ALONE, reach=reach)
-    assert replace(planned, limits=None) == replace(plan_resources(HEAD_ALONE + reach), limits=None)
-    assert not planned.grows and plan_resources(HEAD_ALONE + reach).grows
+    planned, present = plan_resources(HEAD_ALONE, reach=reach), plan_resources(HEAD_ALONE + reach)
+    assert (planned.models, planned.device) == (present.models, present.device)
+    assert not planned.grows and present.grows
+
+
+def test_a_bounded_plan_has_room_to_read_the_shards_of_a_lost_node_again() -> None:
+    nodes = [{"CPU": 8.0, "GPU": 1.0}] * 4
+    plan = plan_resources(HEAD_ALONE, Demand(gpus=4), nodes)
+    claimed = plan.models.processes * plan.models.cpus + plan.decode.processes * plan.decode.cpus
+    assert plan.limits is not None and claimed <= plan.limits["cpu"]
+    assert claimed + plan.decode.processes * plan.decode.cpus <= sum(node["CPU"] for node in nodes)
 
 
 def test_a_gpu_can_be_taken_and_the_models_run_on_the_cpu() -> None:
