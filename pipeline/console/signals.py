@@ -1,5 +1,6 @@
 """Handlers of the signals that schedulers send: a command stops in order, as it does at Ctrl-C."""
 
+import logging
 import os
 import signal
 import sys
@@ -25,9 +26,14 @@ class _Stop:
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal, as ``signal.signal`` calls it."""
         self.number = signal.Signals(number)
-        if not self.begun:
-            self.begun = True
-            raise KeyboardInterrupt(self.number)  # SIGINT, which a person sends, comes without a number
+        if self.begun:
+            return
+        if frame is not None and frame.f_globals.get("__name__") == logging.__name__:
+            # logging releases its lock here, for instance after each fork. An error would keep it locked for ever.
+            self._send_again()
+            return
+        self.begun = True
+        raise KeyboardInterrupt(self.number)  # SIGINT, which a person sends, comes without a number
 
     def handle_unraisable(self, unraisable: Any) -> None:
         """Send the signal again that came during a call that cannot raise, such as one that frees an object."""
@@ -35,9 +41,11 @@ class _Stop:
             self.report(unraisable)
             return
         self.begun = False
-        again = threading.Timer(
-            _PAUSE, os.kill, (os.getpid(), self.number)
-        )  # sent at once, it would come during this call
+        self._send_again()
+
+    def _send_again(self) -> None:
+        """Send the signal again in a moment: at once, it would come during the same call."""
+        again = threading.Timer(_PAUSE, os.kill, (os.getpid(), self.number))
         again.daemon = True
         again.start()
 

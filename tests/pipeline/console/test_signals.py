@@ -29,6 +29,21 @@ except KeyboardInterrupt:
     print("stopped", kept())
 """
 
+# logging takes its lock before each fork and releases it after: an error there keeps it locked.
+_WHILE_LOGGING_HOLDS_ITS_LOCK = """
+import logging, os, signal, sys, time
+from medfocus.pipeline.console.signals import stopped_by_signals
+
+source = "def release(kill, number):\\n    kill(number)\\n    global released\\n    released = True"
+exec(compile(source, "logging", "exec"), vars(logging))
+try:
+    with stopped_by_signals():
+        logging.release(signal.raise_signal, int(sys.argv[1]))
+        time.sleep(30)
+except KeyboardInterrupt:
+    print("stopped", logging.released)
+"""
+
 _WHILE_IT_ENDS = """
 import signal
 from medfocus.pipeline.console.signals import stopped_by_signals
@@ -61,6 +76,12 @@ def test_a_signal_in_a_call_that_cannot_raise_is_not_lost(number: signal.Signals
 
 
 @pytest.mark.usefixtures("hangup_by_default")
+@pytest.mark.usefixtures("hangup_by_default")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_logging_holds_its_lock_comes_after(number: signal.Signals) -> None:
+    assert output(_WHILE_LOGGING_HOLDS_ITS_LOCK, str(number.value)) == "stopped True\n"
+
+
 def test_later_signals_do_not_disturb_what_ends() -> None:
     assert output(_WHILE_IT_ENDS) == "ended\nstopped True\n"
 

@@ -170,7 +170,7 @@ class Process:
 @pytest.mark.skipif(not PROCESS_ENVIRONMENT.exists(), reason="the system does not show it")
 def test_an_actors_process_begins_with_its_environment(ray_session: None) -> None:
     """What is set once a process runs comes too late for the C library."""
-    options = _actors(PLAN.models, shards=1)
+    options = _actors(PLAN, shards=1)
     del options["compute"]  # Ray Data's own
     actor = ray.remote(Process).options(**options).remote()
     assert {f"{name}={value}" for name, value in ENVIRONMENT.items()} <= set(ray.get(actor.first_environment.remote()))
