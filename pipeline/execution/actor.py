@@ -48,10 +48,15 @@ class ModelActor:
 
     Raises:
         MedFocusError: the output is not visible on this node, the models are not those that the run was started with,
-            or the device of the node is broken.
+            or the device of the node is broken or absent.
     """
 
     def __init__(self, job: JobSpec, share: Share, device: str, journal: Any):
+        if device == "cuda" and not torch.cuda.is_available():
+            raise MedFocusError(
+                f"node {platform.node()}: torch {torch.__version__} finds no CUDA device; install a torch with CUDA and"
+                " a driver that fits it on the node, or set cluster.device=cpu"
+            )
         torch.set_num_threads(share.threads)
         check_visible(job.output.prefix / RUN_FILE)
         self.job, self.journal = job, journal

@@ -84,7 +84,7 @@ def test_nodes_come_when_a_run_asks_are_replaced_and_leave(
     watch.until(lambda: process.poll() is not None or command.parts() == 8, process)
     result = wait_for_result(process)
     record_property("seconds with fewer actors than GPUs", watch.longest_shortage)
-    assert result["scored"] == len(archive.images) and result["retried_shards"] == 0
+    assert result["scored"] == len(archive.images)
     assert compare_output(command, archive.images, undisturbed) == NO_DIFFERENCE
     assert watch.most_nodes == GPUS  # a node more would cost money
     assert "models on cpu in actors: 4 of 0.25 CPUs and 0.5 GPUs" in result["stderr"]
