@@ -187,6 +187,7 @@ def read_until(terminal: int, text: str) -> str:
     return written
 
 
+@pytest.mark.usefixtures("signals_by_default")
 @pytest.mark.parametrize(("answer", "state"), [("y\n", "STOPPED"), ("\n", "RUNNING")])
 def test_ctrl_c_on_a_terminal_asks(
     followed: Callable[..., tuple[subprocess.Popen[str], int, str]], server: JobServer, answer: str, state: str
@@ -202,6 +203,7 @@ def test_ctrl_c_on_a_terminal_asks(
     assert state != "STOPPED" or "stopped; the same call goes on from here" in "".join(server.last_lines(id, 5))
 
 
+@pytest.mark.usefixtures("signals_by_default")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_client_that_is_ended_leaves_the_job_running(
     followed: Callable[..., tuple[subprocess.Popen[str], int, str]], server: JobServer, number: signal.Signals

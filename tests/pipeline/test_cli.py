@@ -153,7 +153,7 @@ def test_blanks_of_a_name_stay_in_the_message(
     assert "ERROR class 'solid  mass ' is no class of the model; correct it\n" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("hangup_by_default")
+@pytest.mark.usefixtures("signals_by_default")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_ends_a_command_in_order(tmp_path: Path, number: signal.Signals) -> None:
     (tmp_path / "images").mkdir()

@@ -69,14 +69,13 @@ def output(script: str, *arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.usefixtures("hangup_by_default")
+@pytest.mark.usefixtures("signals_by_default")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_in_a_call_that_cannot_raise_is_not_lost(number: signal.Signals) -> None:
     assert output(_IN_A_CALL_THAT_CANNOT_RAISE, str(number.value)) == "stopped None\n"
 
 
-@pytest.mark.usefixtures("hangup_by_default")
-@pytest.mark.usefixtures("hangup_by_default")
+@pytest.mark.usefixtures("signals_by_default")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_while_logging_holds_its_lock_comes_after(number: signal.Signals) -> None:
     assert output(_WHILE_LOGGING_HOLDS_ITS_LOCK, str(number.value)) == "stopped True\n"
