@@ -89,15 +89,9 @@ class RayHead:
 @contextmanager
 def ray_head(folder: Path, environment: Mapping[str, str]) -> Iterator[RayHead]:
     """Run a Ray cluster of one node with one CPU. ``environment`` is all that its processes get."""
-    names: tuple[str, ...] = (
-        "port",
-        "dashboard-port",
-        "ray-client-server-port",
-        "dashboard-agent-listen-port",
-        "metrics-export-port",
-    )
-    names += ("dashboard-agent-grpc-port", "node-manager-port", "object-manager-port", "runtime-env-agent-port")
-    ports = {name: free_port() for name in names}
+    # Ray binds the other ports as it chooses them: one that is chosen here may be taken before Ray binds it.
+    ports = {name: free_port() for name in ("port", "dashboard-port", "ray-client-server-port")}
+    ports["dashboard-agent-listen-port"] = 0
     # Sockets of Ray have paths of at most 107 bytes.
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=1"]
     command += [f"--temp-dir={folder}", "--disable-usage-stats", "--object-store-memory=100000000"]
