@@ -67,6 +67,16 @@ def cluster_address(address: str | None) -> str | None:
     return address or os.environ.get("RAY_ADDRESS") or None
 
 
+def longest_wait(address: str | None, minutes: float) -> float:
+    """Minutes to wait for nodes: none for a cluster that is started here, which has no autoscaler.
+
+    Args:
+        address: the configured address.
+        minutes: the configured wait.
+    """
+    return minutes if cluster_address(address) else 0
+
+
 @contextmanager
 def _session(address: str | None, cpus: int | None, verbose: bool) -> Iterator[None]:
     """A connection to Ray that ends with the block.

@@ -31,7 +31,9 @@ def result_line(line: str) -> str | None:
 
 def version_differences() -> list[str]:
     """For each package of another version than on the submitting machine, a line; none outside of a job."""
-    submitted = dict(item.split(" ", 1) for item in os.environ.get(VARIABLE, "").split(", ") if " " in item)
+    if VARIABLE not in os.environ:
+        return []
+    submitted = dict(item.split(" ", 1) for item in os.environ[VARIABLE].split(", ") if " " in item)
     here = {name: version(name) for name in _PACKAGES}
     return [
         f"{name} {submitted[name]} has submitted this job, and {here[name]} runs it"

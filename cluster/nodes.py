@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,12 +25,16 @@ _SECONDS_BETWEEN_LOOKS = 5.0
 
 def node_ids() -> list[str]:
     """Ids of the nodes that are alive."""
-    return sorted(node["NodeID"] for node in ray.nodes() if node["Alive"])
+    return sorted(node["NodeID"] for node in _alive_nodes())
 
 
 def node_resources() -> list[Mapping[str, float]]:
     """Resources of each node that is alive, by Ray's names."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [node["Resources"] for node in _alive_nodes()]
+
+
+def _alive_nodes() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]
 
 
 def autoscaler_reach(file: Path = LAUNCHER_FILE) -> list[Mapping[str, float]]:
@@ -59,9 +64,7 @@ def autoscaler_reach(file: Path = LAUNCHER_FILE) -> list[Mapping[str, float]]:
 def _is_head() -> bool:
     """Whether this machine is the head node of the cluster."""
     address = ray.util.get_node_ip_address()
-    return any(
-        node["Alive"] and _HEAD in node["Resources"] and node["NodeManagerAddress"] == address for node in ray.nodes()
-    )
+    return any(_HEAD in node["Resources"] and node["NodeManagerAddress"] == address for node in _alive_nodes())
 
 
 def _reach(content: Mapping[str, Any]) -> list[Mapping[str, float]]:
@@ -97,7 +100,7 @@ def await_room(share: Share, minutes: float) -> None:
                 time.sleep(1)
     waited = f"came within {minutes:g} minutes" if minutes else "is there"
     raise ClusterError(
-        f"no node with {_bundle_text(share)} {waited}, and the run asks for {share}; the cluster has {_node_list()};"
+        f"no node with {share.amounts} {waited}, and the run asks for {share}; the cluster has {_node_list()};"
         " ask for what it can start (cluster.gpus, cluster.workers, cluster.device), see ray status, or raise"
         " cluster.wait_minutes"
     )
@@ -118,16 +121,9 @@ def _demand_of(share: Share) -> Iterator[None]:
             remove_placement_group(group)
 
 
-def _bundle_text(share: Share) -> str:
-    return " and ".join(f"{amount:.3g} {name}s" for name, amount in share.bundle.items())
-
-
 def _node_list() -> str:
     """The nodes that are there in words, with CPUs and GPUs of each kind."""
-    kinds: dict[tuple[float, float], int] = {}
-    for node in node_resources():
-        kind = node.get("CPU", 0.0), node.get("GPU", 0.0)
-        kinds[kind] = kinds.get(kind, 0) + 1
+    kinds = Counter((node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in node_resources())
     return ", ".join(f"{count} x {cpus:g} CPUs and {gpus:g} GPUs" for (cpus, gpus), count in sorted(kinds.items()))
 
 
@@ -147,7 +143,7 @@ def logged_changes(share: Share) -> Iterator[None]:
 def _log_changes(share: Share, ended: threading.Event) -> None:
     known = set(node_ids())
     while not ended.wait(_SECONDS_BETWEEN_LOOKS):
-        nodes = [node for node in ray.nodes() if node["Alive"]]
+        nodes = _alive_nodes()
         current = {node["NodeID"] for node in nodes}
         if current == known:
             continue

@@ -49,9 +49,13 @@ class Share:
             min(int(node.get(name, 0) / amount + _EPSILON) for name, amount in self.bundle.items()) for node in nodes
         )
 
+    @property
+    def amounts(self) -> str:
+        """Resources of one process, in words."""
+        return " and ".join(f"{amount:.3g} {name}s" for name, amount in self.bundle.items())
+
     def __str__(self) -> str:
-        amounts = f"{self.cpus:.3g} CPUs" + (f" and {self.gpus:.3g} GPUs" if self.gpus else "")
-        return f"{self.processes or 'as many as fit'} of {amounts}"
+        return f"{self.processes or 'as many as fit'} of {self.amounts}"
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from medfocus.cluster.errors import ClusterError
+
 
 class MedFocusError(Exception):
     """The command failed (exit 1)."""
@@ -41,5 +43,5 @@ def before_start() -> Iterator[None]:
     """Turn errors into ``UsageError``: what fails in the block fails before anything was started (exit 2)."""
     try:
         yield
-    except MedFocusError as error:
+    except (MedFocusError, ClusterError) as error:
         raise UsageError(str(error)) from error

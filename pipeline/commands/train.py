@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from scipy.special import softmax
 
-from medfocus.cluster.connect import cluster_address, connected
-from medfocus.cluster.errors import ClusterError
+from medfocus.cluster.connect import connected, longest_wait
 from medfocus.cluster.nodes import autoscaler_reach, await_room, node_resources
 from medfocus.cluster.resources import Share, training_share
 from medfocus.pipeline.config import Config
@@ -108,11 +107,9 @@ def _share(config: Config) -> Share:
         UsageError: no node with room for a training process came.
     """
     section = config.cluster
-    share = training_share(node_resources(), config.train.workers, section.demand, autoscaler_reach())
-    try:
-        await_room(share, section.wait_minutes if cluster_address(section.address) else 0)
-    except ClusterError as error:
-        raise UsageError(str(error)) from error
+    with before_start():
+        share = training_share(node_resources(), config.train.workers, section.demand, autoscaler_reach())
+        await_room(share, longest_wait(section.address, section.wait_minutes))
     return share
 
 

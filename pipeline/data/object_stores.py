@@ -16,7 +16,7 @@ from fsspec import AbstractFileSystem
 from medfocus.pipeline.data.storage_errors import StorageError
 
 # Seconds until a connection is given up, and until an answer.
-CONNECT_TIMEOUT, READ_TIMEOUT = 5, 60
+_CONNECT_TIMEOUT, _READ_TIMEOUT = 5, 60
 # Variables that decide credentials and proxies.
 _VARIABLES = re.compile(r"AWS_|AZURE_|GOOGLE_|STORAGE_EMULATOR_HOST$|.*_PROXY$", re.IGNORECASE)
 
@@ -75,14 +75,15 @@ def _connect(address: StoreAddress) -> AbstractFileSystem:
 def _s3(address: StoreAddress, options: dict[str, Any]) -> AbstractFileSystem:
     from medfocus.pipeline.data.s3_connection import connect_s3
 
-    return connect_s3(address.endpoint, address.region, anonymous=address.anonymous, **options)
+    timeouts = _CONNECT_TIMEOUT, _READ_TIMEOUT
+    return connect_s3(address.endpoint, address.region, timeouts, anonymous=address.anonymous, **options)
 
 
 def _azure(address: StoreAddress, options: dict[str, Any]) -> AbstractFileSystem:
     """Azure: adlfs takes the account and the credentials from AZURE_STORAGE_*, or from what azure-identity finds."""
     from adlfs import AzureBlobFileSystem
 
-    options |= {"connection_timeout": CONNECT_TIMEOUT, "read_timeout": READ_TIMEOUT}
+    options |= {"connection_timeout": _CONNECT_TIMEOUT, "read_timeout": _READ_TIMEOUT}
     return AzureBlobFileSystem(account_name=address.account, anon=True if address.anonymous else None, **options)
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ def retries(codes: Set[str] = _CUT) -> Retrying:
 
 
 @dataclass(frozen=True)
-class Objects:
+class Objects(ABC):
     """The objects of a store. A path is ``bucket/key``.
 
     Args:
@@ -65,7 +66,7 @@ class Objects:
         """Connect anew at the next use, with the credentials that are there then."""
         self.address.renew()
 
-    def check(self, path: str) -> None:
+    def check(self, path: str) -> None:  # noqa: B027  most stores have no such request
         """Raise the error of the service if the bucket cannot be used, where that takes one cheap request."""
 
     def kind(self, path: str) -> str:
@@ -148,13 +149,13 @@ class Objects:
             return False
         return True
 
+    @abstractmethod
     def read_version(self, path: str) -> tuple[bytes, str]:
         """The content of an object, and the version that ``replace`` compares."""
-        raise NotImplementedError
 
+    @abstractmethod
     def replace(self, path: str, content: bytes, version: str) -> bool:
         """Write an object if it is there and of this version; of several writers with the same version, one wins."""
-        raise NotImplementedError
 
     def delete(self, path: str) -> None:
         """Remove an object, or a folder with its content; it is no error if there is none."""

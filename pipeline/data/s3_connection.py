@@ -10,8 +10,8 @@ from s3fs import S3FileSystem
 
 from medfocus.pipeline.data.storage_errors import StorageError
 
-# Seconds until a connection is given up, and until an answer; tries of each request.
-_CONNECT_TIMEOUT, _READ_TIMEOUT, _ATTEMPTS = 5, 60, 5
+# Tries of each request.
+_ATTEMPTS = 5
 # Connections at a time: more than a process has threads and parts of uploads.
 _CONNECTIONS = 64
 
@@ -28,12 +28,15 @@ class _S3FileSystem(S3FileSystem):
         return bucket, key, None
 
 
-def connect_s3(endpoint: str | None, region: str | None, *, anonymous: bool, **options: Any) -> S3FileSystem:
+def connect_s3(
+    endpoint: str | None, region: str | None, timeouts: tuple[int, int], *, anonymous: bool, **options: Any
+) -> S3FileSystem:
     """Connect to S3. Requests follow a bucket to its region.
 
     Args:
         endpoint: URL of the service; None takes that of the profile, else AWS.
         region: region; None takes that of the profile.
+        timeouts: seconds until a connection is given up, and until an answer.
         anonymous: whether requests have no credentials.
         **options: options of fsspec.
 
@@ -47,8 +50,8 @@ def connect_s3(endpoint: str | None, region: str | None, *, anonymous: bool, **o
         endpoint = f"https://{endpoint}"
     scheme, _, host = (endpoint or f"https://s3.{region or 'us-east-1'}.amazonaws.com").rstrip("/").partition("://")
     config: dict[str, Any] = {
-        "connect_timeout": _CONNECT_TIMEOUT,
-        "read_timeout": _READ_TIMEOUT,
+        "connect_timeout": timeouts[0],
+        "read_timeout": timeouts[1],
         "retries": {"mode": "standard", "total_max_attempts": _ATTEMPTS},
         "max_pool_connections": _CONNECTIONS,
         "proxies": _proxies(scheme, host),

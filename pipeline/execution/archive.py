@@ -6,15 +6,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from medfocus.cluster.connect import cluster_address, connected
-from medfocus.cluster.errors import ClusterError
+from medfocus.cluster.connect import connected, longest_wait
 from medfocus.cluster.nodes import autoscaler_reach, await_room, logged_changes, node_resources
 from medfocus.cluster.resources import Demand, ResourcePlan, describe, plan_resources
 from medfocus.pipeline.config import ClusterSection
 from medfocus.pipeline.console.logs import log, progress
 from medfocus.pipeline.data.manifest import FILE, Manifest, ShardEntry
 from medfocus.pipeline.data.shared_paths import check_shared
-from medfocus.pipeline.errors import UsageError, before_start
+from medfocus.pipeline.errors import before_start
 from medfocus.pipeline.execution.job import JobSpec
 from medfocus.pipeline.execution.stream import run_shards
 from medfocus.pipeline.tracking import runs
@@ -110,15 +109,11 @@ def _plan(section: ClusterSection, shards: int) -> ResourcePlan:
     Raises:
         UsageError: the cluster cannot run the models, or no node with room for them came.
     """
-    # A cluster that is started here has no autoscaler: a wait would be in vain.
-    minutes = section.wait_minutes if cluster_address(section.address) else 0
-    try:
+    with before_start():
         first = _bounded_plan(section.demand, shards)
         if shards:
-            await_room(first.models, minutes)
+            await_room(first.models, longest_wait(section.address, section.wait_minutes))
         plan = _bounded_plan(section.demand, shards)  # the first node says how many CPUs a GPU has
-    except ClusterError as error:
-        raise UsageError(str(error)) from error
     log.info("plan: %s; now %s", plan, describe(node_resources()))
     return plan
 

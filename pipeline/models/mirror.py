@@ -21,10 +21,10 @@ from medfocus.pipeline.console.logs import log, one_line
 from medfocus.pipeline.data.storage import ConditionError, Location, locate
 from medfocus.pipeline.errors import UsageError
 from medfocus.pipeline.models.cache import cache_path
+from medfocus.pipeline.models.hub_models import HUB
 from medfocus.stages.weights import file_sha256
 
 MANIFEST = "weights.json"
-_HUB = "hf-hub:"
 _NAME = re.compile(r"[\w.+@-]+(/[\w.+@-]+)*", re.ASCII)
 
 
@@ -34,7 +34,7 @@ def check_name(name: str) -> str:
     Raises:
         ValueError: it is absolute, has an empty part, ``.`` or ``..``, or unusual characters.
     """
-    parts = name.removeprefix(_HUB)
+    parts = name.removeprefix(HUB)
     if not _NAME.fullmatch(parts) or any(part.strip(".") == "" for part in parts.split("/")):
         raise ValueError(f"{name!r} is no name of a file below the folder")
     return name
@@ -145,11 +145,11 @@ def _parse(content: bytes, root: Location) -> Manifest:
 
 def place_of(root: Location, name: str) -> Location:
     """The folder of a model below the folder of weights."""
-    return root / name.replace(_HUB, "hf-hub/")
+    return root / name.replace(HUB, "hf-hub/")
 
 
-def find_model(name: str, storage: StorageSection) -> MirrorModel:
-    """The entry of a model in ``storage.weights``.
+def find_model(name: str, storage: StorageSection) -> tuple[Location, MirrorModel]:
+    """The folder that ``storage.weights`` names, and the entry of a model there.
 
     Raises:
         UsageError: the folder does not have the model.
@@ -161,7 +161,7 @@ def find_model(name: str, storage: StorageSection) -> MirrorModel:
             f"{name}: not in storage.weights, {root.uri}; add it on a machine with internet: medfocus weights fetch"
             f" {name} --to {root.uri}"
         )
-    return model
+    return root, model
 
 
 def to_node(name: str, storage: StorageSection) -> Path:
@@ -178,8 +178,7 @@ def to_node(name: str, storage: StorageSection) -> Path:
         UsageError: the folder does not have the model, or a file is not what ``weights.json`` says.
         StorageError: the folder cannot be read.
     """
-    model = find_model(name, storage)
-    root = locate(storage.weights or "", storage)
+    root, model = find_model(name, storage)
     if root.is_local:
         for line in wrong_files(root, name, model):
             raise UsageError(line)

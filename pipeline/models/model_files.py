@@ -181,12 +181,18 @@ def _model_files(
     """The files of a model, whose weights have to exist and to have the expected SHA-256."""
     if checkpoint is None:
         raise UsageError(f"{model}: no weights are configured; set weights to a path, an s3:// URI or a hub name")
-    if sha256 is not None:
-        try:
-            check_sha256(checkpoint, sha256)
-        except WeightsError as error:
-            raise UsageError(str(error)) from error
+    check_configured(checkpoint, sha256)
     return ModelFiles(model, checkpoint, preprocess)
+
+
+def check_configured(checkpoint: Path, sha256: str | None) -> None:
+    """Raise UsageError if a weights file has another SHA-256 than the configured one; None accepts every file."""
+    if sha256 is None:
+        return
+    try:
+        check_sha256(checkpoint, sha256)
+    except WeightsError as error:
+        raise UsageError(str(error)) from error
 
 
 def _starter_folder(name: str) -> Path:

@@ -6,11 +6,10 @@ from pathlib import Path
 from huggingface_hub import constants, try_to_load_from_cache
 
 from medfocus.pipeline.config import ClipSection, SegmentSection, StorageSection
-from medfocus.pipeline.data.storage import locate
 from medfocus.pipeline.errors import UsageError
 from medfocus.pipeline.models import mirror, model_files
 from medfocus.pipeline.models.hub_models import CLIP_WEIGHTS, HUB, pretrained_tag, tag_files
-from medfocus.stages.weights import CLIP_CONFIG, WeightsError, check_sha256, file_sha256, sam2_hub_file
+from medfocus.stages.weights import CLIP_CONFIG, file_sha256, sam2_hub_file
 
 
 def locate_sam2(section: SegmentSection, storage: StorageSection) -> str:
@@ -64,7 +63,7 @@ def _of_hub(name: str, repository: str, files: Sequence[str], sha256: str | None
 
 
 def _of_mirror(name: str, sha256: str | None, storage: StorageSection) -> str:
-    model, root = mirror.find_model(name, storage), locate(storage.weights or "", storage)
+    root, model = mirror.find_model(name, storage)
     entry = model.files[model.weights]
     if sha256 is not None and sha256.lower() != entry.sha256:
         raise UsageError(f"{name}: sha256 is {entry.sha256} in {root.uri}, not the configured {sha256}; correct one")
@@ -79,9 +78,5 @@ def _of_mirror(name: str, sha256: str | None, storage: StorageSection) -> str:
 
 
 def _local(file: Path, sha256: str | None) -> str:
-    if sha256 is not None:
-        try:
-            check_sha256(file, sha256)
-        except WeightsError as error:
-            raise UsageError(str(error)) from error
+    model_files.check_configured(file, sha256)
     return f"{file.name}, sha256 {file_sha256(file)}"
