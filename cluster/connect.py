@@ -95,9 +95,9 @@ def _session(address: str | None, cpus: int | None, verbose: bool) -> Iterator[N
         options = {"address": "local", "num_cpus": cpus, "include_dashboard": False, "_temp_dir": _temporary_folder()}
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        _start_session(options, verbose)
-        if callable(handler):  # Ray's own, which ends Ray and the process, serves where the caller has none
-            _restore_signal_handler(handler)
+        # Ray's own handler, which ends Ray and the process, serves where the caller has none.
+        with _signal_handler_kept() if callable(handler) else nullcontext():
+            _start_session(options, verbose)
         yield
     finally:
         ray.shutdown()
@@ -124,6 +124,21 @@ def _start_session(options: dict[str, Any], verbose: bool) -> None:
         if (address := _ADDRESS.search(reason)) and (fault := refusal(address[0])):
             raise ClusterError(f"Ray at {place}: {fault}") from error
         raise ClusterError(f"Ray at {place}: {reason}; start Ray or correct cluster.address") from error
+
+
+@contextmanager
+def _signal_handler_kept() -> Iterator[None]:
+    """Keep Ray from setting its handlers of SIGTERM inside the block.
+
+    ``ray.init`` sets them before it has started its processes. They raise SystemExit wherever the process is, for
+    instance while logging releases its lock after a fork. Python drops that error, and the lock stays taken for ever.
+    """
+    set_handler = ray._private.utils.set_sigterm_handler
+    ray._private.utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        ray._private.utils.set_sigterm_handler = set_handler
 
 
 @contextmanager
@@ -154,7 +169,7 @@ def _log_levels_restored() -> Iterator[None]:
 
 
 def _restore_signal_handler(handler: Any) -> None:
-    """Set the caller's handler of SIGTERM again, which ``ray.init`` replaces; Python allows it in the main thread."""
+    """Set the caller's handler of SIGTERM again, if Ray has replaced it; Python allows it in the main thread."""
     if handler is not None and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)
 
