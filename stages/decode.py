@@ -4,7 +4,7 @@ To read another file format, add a module to ``stages.formats`` and an entry to 
 """
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,11 @@ from PIL import BmpImagePlugin, GifImagePlugin
 
 from medfocus.stages.batch import Batch, fail, start, well
 from medfocus.stages.formats import media_types
+from medfocus.stages.formats.heic import read_heic
 from medfocus.stages.formats.jpeg import read_jpeg
 from medfocus.stages.formats.jpeg2000 import read_jpeg_2000
+from medfocus.stages.formats.jpeg_xl import read_jpeg_xl
+from medfocus.stages.formats.levels import ends_of
 from medfocus.stages.formats.media_types import is_dib, media_type_of
 from medfocus.stages.formats.picture import ImageError, Picture
 from medfocus.stages.formats.pillow_image import read_image
@@ -44,6 +47,8 @@ READERS: dict[str, Callable[[bytes, int], Picture]] = {
     media_types.GIF: _read_gif,
     media_types.JPEG2000: read_jpeg_2000,
     media_types.CODESTREAM: read_jpeg_2000,
+    media_types.HEIC: read_heic,
+    media_types.JPEG_XL: read_jpeg_xl,
 }
 """The reader of each media type: from the bytes of a file and the limit of pixels to a picture."""
 
@@ -73,6 +78,8 @@ class Decode:
     Columns taken:
         image: bytes [N], the encoded files.
         media_type: str [N], what each file claims to be, such as ``image/png``.
+        window: float64 [N, 2], centre and width of the window of a PNG of 16 bits, used instead of the percentiles:
+            ``centre - width / 2`` is black, ``centre + width / 2`` is white. A row may have none; so may the batch.
 
     Columns added:
         pixels: uint8 [N, size, size, C]; C is 1 where every image of the batch is grey, else 3.
@@ -83,7 +90,7 @@ class Decode:
         message: str [N].
 
     Columns removed:
-        image.
+        image, window.
 
     Errors:
         EmptyImage: the file has no bytes.
@@ -117,15 +124,17 @@ class Decode:
         Returns:
             A copy of the batch with the columns added and without those removed.
         """
-        out = start({name: column for name, column in batch.items() if name != "image"})
+        out = start({name: column for name, column in batch.items() if name not in ("image", "window")})
         rows = len(batch["image_id"])
+        windows = batch.get("window")
         images: list[np.ndarray | None] = [None] * rows
         height, width = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's warnings may quote metadata
             for row in well(out):
                 try:
-                    picture = self._read(batch["image"][row], batch["media_type"][row])
+                    window = windows[row] if windows is not None and np.size(windows[row]) == 2 else None
+                    picture = self._read(batch["image"][row], batch["media_type"][row], window)
                     width[row], height[row] = picture.size
                     images[row] = picture.square(self.size)
                 except ImageError as error:
@@ -143,7 +152,7 @@ class Decode:
                 pixels[row] = image  # a grey image in a coloured batch is repeated over the channels
         return out | {"pixels": pixels, "height": height, "width": width}
 
-    def _read(self, content: bytes, media_type: str) -> Picture:
+    def _read(self, content: bytes, media_type: str, window: Sequence[float] | None) -> Picture:
         """Decode one file; raises ImageError."""
         if not content:
             raise ImageError("EmptyImage", "the image has no bytes")
@@ -157,4 +166,6 @@ class Decode:
             raise ImageError("Unsupported", f"{name} images are not read; convert them to PNG or TIFF")
         if actual != media_type:
             raise ImageError("WrongMediaType", f"the bytes are {actual}, the row says {media_type}")
+        if window is not None and actual == media_types.PNG:
+            return read_png(content, self.max_pixels, ends_of((window[0], window[1])))
         return READERS[actual](content, self.max_pixels)

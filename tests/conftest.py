@@ -65,6 +65,9 @@ FIELD_PICTURES = DataFolder(
     "unusual image files with reference pixels",
     "in/ with image files, and expected/ with the pixels that a viewer shows",
 )
+DICOM_FILES = DataFolder(
+    "--dicom-files", "data/dicom", "DICOM files of many kinds", "files/ with an object each, series/ with slices"
+)
 KUBERAY = DataFolder(
     "--kuberay",
     "kuberay",
@@ -75,7 +78,7 @@ KUBERAY = DataFolder(
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add an option for each folder of real files."""
-    for data in (BRAIN_MRI, LABEL_FILES, PATHOLOGICAL, FIELD_PICTURES, KUBERAY):
+    for data in (BRAIN_MRI, LABEL_FILES, PATHOLOGICAL, FIELD_PICTURES, DICOM_FILES, KUBERAY):
         default = REPOSITORY.parent / "shared" / data.default
         parser.addoption(data.option, type=Path, default=default, help=f"folder of {data.content}: {data.layout}")
 
@@ -98,6 +101,11 @@ def pathological(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture(scope="session")
 def field_pictures(request: pytest.FixtureRequest) -> Path:
     return FIELD_PICTURES.find(request.config)
+
+
+@pytest.fixture(scope="session")
+def dicom_files(request: pytest.FixtureRequest) -> Path:
+    return DICOM_FILES.find(request.config)
 
 
 @pytest.fixture(scope="session")

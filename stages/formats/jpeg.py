@@ -15,10 +15,10 @@ _START_OF_SCAN, _END = b"\xff\xda", b"\xff\xd9"
 # Markers that begin a frame (ITU-T T.81, table B.1): SOF0 to SOF15 without the tables DHT, JPG and DAC; and SOF55 of
 # JPEG-LS (ITU-T T.87).
 _JPEG_LS = 0xF7
-_FRAMES = {*range(0xC0, 0xD0), _JPEG_LS} - {0xC4, 0xC8, 0xCC}
+FRAMES = {*range(0xC0, 0xD0), _JPEG_LS} - {0xC4, 0xC8, 0xCC}
 _APP1 = 0xE1
 # Markers that no length follows.
-_WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}
+WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}
 
 
 @dataclass(frozen=True)
@@ -73,18 +73,18 @@ def is_truncated(content: bytes) -> bool:
 
 def frame_of(content: bytes) -> Frame | None:
     """The first frame header of a JPEG or JPEG-LS file, read from its markers; None where there is none."""
-    for marker, start, _ in _segments(content):
-        if marker in _FRAMES and start + 6 <= len(content):
+    for marker, start, _ in segments_of(content):
+        if marker in FRAMES and start + 6 <= len(content):
             return Frame(marker, *struct.unpack_from(">BHHB", content, start))
     return None
 
 
-def _segments(content: bytes) -> Iterator[tuple[int, int, int]]:
+def segments_of(content: bytes) -> Iterator[tuple[int, int, int]]:
     """For each segment before the first scan: its marker, and the start and stop offset of its body."""
     place = 2
     while place + 4 <= len(content) and content[place] == 0xFF:
         marker = content[place + 1]
-        if marker == 0xFF or marker in _WITHOUT_LENGTH:
+        if marker == 0xFF or marker in WITHOUT_LENGTH:
             place += 1 if marker == 0xFF else 2
             continue
         if marker in (_START_OF_SCAN[1], _END[1]):
@@ -101,6 +101,6 @@ def _to_raster(content: bytes, frame: Frame) -> Raster:
         raise ImageError("Unsupported", text)
     decoder = imagecodecs.jpegls_decode if frame.marker == _JPEG_LS else imagecodecs.jpeg8_decode
     samples = decode_samples(decoder, content, "JPEG")
-    bodies = (content[start:stop] for marker, start, stop in _segments(content) if marker == _APP1)
+    bodies = (content[start:stop] for marker, start, stop in segments_of(content) if marker == _APP1)
     exif = next((body for body in bodies if body.startswith(b"Exif")), None)
     return Raster(samples, 2**frame.bits - 1 if frame.bits <= 8 else None, orientation=orientation_of(exif))

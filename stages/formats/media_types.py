@@ -6,11 +6,10 @@ import struct
 # Media types that the decode stage reads. CODESTREAM is a JPEG 2000 without the boxes of a file.
 PNG, JPEG, TIFF, BMP = "image/png", "image/jpeg", "image/tiff", "image/bmp"
 WEBP, GIF, JPEG2000, CODESTREAM = "image/webp", "image/gif", "image/jp2", "image/j2c"
+HEIC, JPEG_XL = "image/heic", "image/jxl"
 
 NOT_READ = {
-    "image/heic": "HEIC",
     "image/avif": "AVIF",
-    "image/jxl": "JPEG XL",
     "image/jxr": "JPEG XR",
     "image/vnd.adobe.photoshop": "Photoshop",
     "image/x-exr": "OpenEXR",
@@ -30,7 +29,8 @@ _SIGNATURES = [
     (b"GIF89a", GIF),
     (b"\0\0\0\x0cjP  \r\n\x87\n", JPEG2000),
     (b"\xff\x4f\xff\x51", CODESTREAM),
-    (b"\0\0\0\x0cJXL \r\n\x87\n", "image/jxl"),
+    (b"\0\0\0\x0cJXL \r\n\x87\n", JPEG_XL),
+    (b"\xff\x0a", JPEG_XL),
     (b"II\xbc\x01", "image/jxr"),
     (b"8BPS\0\x01", "image/vnd.adobe.photoshop"),
     (b"8BPS\0\x02", "image/vnd.adobe.photoshop"),
@@ -40,7 +40,7 @@ _SIGNATURES = [
 
 # Brands of ISO base media files (the four bytes after "ftyp") that hold a still image.
 _BRANDS = {
-    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1", b"hevc", b"hevx"), "image/heic"),
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1", b"hevc", b"hevx"), HEIC),
     **dict.fromkeys((b"avif", b"avis"), "image/avif"),
 }
 

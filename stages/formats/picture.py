@@ -80,8 +80,21 @@ class Picture:
         Returns:
             Uint8 [side, side, C]; C is 1 where the image is grey, else 3.
         """
-        resized = [np.asarray(layer.resize((side, side), Image.Resampling.BILINEAR)) for layer in self.layers]
-        pixels = np.dstack(resized) if resized[0].ndim == 2 else resized[0]
+        return self._turned([layer.resize((side, side), Image.Resampling.BILINEAR) for layer in self.layers])
+
+    def upright(self) -> np.ndarray:
+        """The upright image in its own size.
+
+        Returns:
+            Uint8 [H, W] where the image is grey, else [H, W, 3].
+        """
+        pixels = np.ascontiguousarray(self._turned(list(self.layers)))
+        return pixels[..., 0] if pixels.shape[2] == 1 else pixels
+
+    def _turned(self, layers: list[Image.Image]) -> np.ndarray:
+        """The pixels of layers turned upright, uint8 [H, W, C]; C is 1 where they are grey, else 3."""
+        planes = [np.asarray(layer) for layer in layers]
+        pixels = np.dstack(planes) if planes[0].ndim == 2 else planes[0]
         if pixels.shape[2] == 3 and np.array_equal(pixels[..., 0], pixels[..., 1]):
             pixels = pixels[..., :1] if np.array_equal(pixels[..., 1], pixels[..., 2]) else pixels
         return _turn_upright(pixels, self.orientation)
@@ -100,6 +113,7 @@ class Raster:
         premultiplied: whether the samples are multiplied by their opacity.
         white_is_zero: whether the smallest sample is white and the largest black.
         orientation: value of the EXIF tag 274.
+        window: the values that are black and white, for samples that are windowed; None computes them.
     """
 
     samples: np.ndarray
@@ -109,13 +123,14 @@ class Raster:
     premultiplied: bool = False
     white_is_zero: bool = False
     orientation: int = 1
+    window: tuple[float, float] | None = None
 
     def to_picture(self) -> Picture:
         """Convert the samples to the 8-bit image that a viewer shows, blended with black by the opacity.
 
-        Samples of 8 bits and fewer are displayed by value. Others are windowed from the 0.5th to the 99.5th percentile
-        of the finite samples of pixels that are not fully transparent; all channels share one window. NaN is black.
-        Infinite values are black or white.
+        Samples of 8 bits and fewer are displayed by value. Others are windowed: by ``window``, else from the 0.5th to
+        the 99.5th percentile of the finite samples of pixels that are not fully transparent. All channels share one
+        window. NaN is black. Infinite values are black or white.
 
         Raises:
             ImageError: NotFinite where no sample is finite, NothingShown where every pixel is fully transparent.
@@ -125,13 +140,13 @@ class Raster:
             return Picture((Image.fromarray(pixels),), self.orientation)
         if self.alpha is not None and not (self.alpha > 0).any():
             raise ImageError("NothingShown", "every pixel is fully transparent")
-        low, high = (0.0, float(self.full)) if self.full is not None else self._window()
+        low, high = (0.0, float(self.full)) if self.full is not None else self.window or self._window()
         height, width, channels = self.samples.shape
         planes = np.empty((channels, height, width), np.uint8)
         for rows in self._bands():
             values, opacity = self._unpremultiply(rows)
             with np.errstate(all="ignore"):  # infinite values, and a window of no width
-                brightness = _scale(values, low, high)
+                brightness = scale(values, low, high)
             brightness = 1 - brightness if self.white_is_zero else brightness
             brightness = np.nan_to_num(brightness, copy=False)
             brightness = brightness * opacity[..., None] if opacity is not None else brightness
@@ -206,8 +221,17 @@ def _largest(values: np.ndarray, count: int) -> np.ndarray:
     return np.partition(values, len(values) - count)[-count:] if len(values) > count else values
 
 
-def _scale(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Scale values between the ends of a window to 0..1. In a window of no width, larger values are 1. NaN stays."""
+def scale(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Scale values between the ends of a window to 0..1.
+
+    Args:
+        values: of any real type and shape.
+        low: what is 0, and everything below it.
+        high: what is 1, and everything above it. Where it is not above ``low``, larger values than ``low`` are 1.
+
+    Returns:
+        Float64 of the same shape. NaN stays.
+    """
     values = values.astype(np.float64)
     if high <= low:
         return np.where(np.isnan(values), np.nan, values > low)
@@ -216,7 +240,7 @@ def _scale(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def _turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Rotate and mirror a square image [S, S, C] as EXIF's tag 274 says."""
+    """Rotate and mirror an image [H, W, C] as EXIF's tag 274 says."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):

@@ -63,7 +63,7 @@ def read_image(
             if "truncated" in str(error):
                 raise ImageError("Truncated", f"the {name} is truncated: its image data do not end") from error
             raise ImageError("Undecodable", f"the image data of the {name} are damaged (Pillow: {error})") from error
-    return Picture(_layers(image), 1 if single else orientation_of(exif or image.info.get("exif")))
+    return Picture(layers_of(image), 1 if single else orientation_of(exif or image.info.get("exif")))
 
 
 def orientation_of(exif: bytes | None) -> int:
@@ -79,8 +79,15 @@ def orientation_of(exif: bytes | None) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _layers(image: Image.Image) -> tuple[Image.Image, ...]:
-    """A loaded image blended with black by its opacity: one image of mode L or RGB, or three of mode L."""
+def layers_of(image: Image.Image) -> tuple[Image.Image, ...]:
+    """Blend a loaded image of 8 bits with black by its opacity.
+
+    Returns:
+        One image of mode L or RGB, or three of mode L.
+
+    Raises:
+        ImageError: NothingShown where every pixel is fully transparent.
+    """
     if "transparency" in image.info or image.mode == "PA":
         image = image.convert("RGBA")
     if image.mode in ("LA", "RGBA", "La", "RGBa"):

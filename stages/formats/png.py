@@ -3,6 +3,7 @@
 import struct
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 
 import imagecodecs
 from PIL import PngImagePlugin
@@ -16,7 +17,7 @@ _NOTES = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 _SIGNATURE, _HEADER = 8, 33
 
 
-def read_png(content: bytes, max_pixels: int) -> Picture:
+def read_png(content: bytes, max_pixels: int, window: tuple[float, float] | None = None) -> Picture:
     """Decode a PNG.
 
     libpng decodes samples of 16 bits, because Pillow reduces them to 8 bits where there is colour or alpha.
@@ -24,11 +25,12 @@ def read_png(content: bytes, max_pixels: int) -> Picture:
     Args:
         content: the bytes of the file.
         max_pixels: most pixels that may be decoded.
+        window: the values that are black and white where samples have 16 bits; None computes them.
 
     Raises:
         ImageError: Undecodable, Truncated, TooManyPixels, ManyFrames or NothingShown.
     """
-    chunks = list(_chunks(content))
+    chunks = list(chunks_of(content))
     if len(content) < _HEADER:
         raise ImageError("Truncated", "the PNG is truncated: it ends before its header does")
     if chunks[0][0] != b"IHDR":
@@ -42,7 +44,8 @@ def read_png(content: bytes, max_pixels: int) -> Picture:
         _check_sums(content, chunks)
         if any(kind == b"acTL" and content[start + 8 : start + 12] > b"\0\0\0\1" for kind, start, _ in chunks):
             raise ImageError("ManyFrames", "the file holds several frames; store each as an image of its own")
-        return _decode_16_bits(_remove_notes(content, chunks), orientation_of(exif)).to_picture()
+        raster = _decode_16_bits(_remove_notes(content, chunks), orientation_of(exif))
+        return replace(raster, window=window).to_picture()
     except ImageError as error:
         if error.kind == "Undecodable" and (chunks[-1][0] != b"IEND" or chunks[-1][2] > len(content)):
             raise ImageError("Truncated", "the PNG is truncated: it ends before its last chunk") from error
@@ -69,7 +72,7 @@ def _check_sums(content: bytes, chunks: list[tuple[bytes, int, int]]) -> None:
             raise ImageError("Undecodable", "the PNG is damaged: the checksum of a chunk is wrong")
 
 
-def _chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:
+def chunks_of(content: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Kind, start and stop offset of each chunk up to IEND; the last may stop after the end of the file."""
     start, kind = _SIGNATURE, b""
     while start + 8 <= len(content) and kind != b"IEND":

@@ -56,6 +56,7 @@ def test_stages_add_and_remove_the_columns_that_they_document(starter_sam2, star
         "image_id": np.array(["a", "b"], object),
         "image": np.array([png(draw(index, size=64).image) for index in range(2)], object),
         "media_type": np.full(2, "image/png", object),
+        "window": np.full((2, 2), 1000.0),
     }
     for stage in (
         Decode(size=starter_sam2.image_size, max_pixels=10**6),

@@ -3,6 +3,7 @@
 import struct
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import imagecodecs
 import numpy as np
@@ -14,7 +15,7 @@ from tests.stages.formats.tiff_cases import NONE, tiff_cases
 
 
 def cases() -> Iterator[Case]:
-    for group in (_png, _jpeg, _mpo_and_jpeg_ls, tiff_cases, _bitmaps, _webp_and_gif, _jpeg_2000):
+    for group in (_png, _jpeg, _mpo_and_jpeg_ls, tiff_cases, _bitmaps, _webp_and_gif, _jpeg_2000, _jpeg_xl, _heic):
         yield from group()
     for group in (_animations, _unusual, _not_read):
         yield from group()
@@ -143,6 +144,31 @@ def _jpeg_2000() -> Iterator[Case]:
         yield Case(container, "grey", "signed 16 bit", content, pictures(samples, None), WINDOW)
 
 
+def _jpeg_xl() -> Iterator[Case]:
+    for bits in (8, 16):
+        label, wanted, full = f"{bits} bit", VALUE if bits == 8 else WINDOW, 2**bits - 1
+        alpha = np.round(SHARE * full).astype(np.uint8 if bits == 8 else np.uint16)
+        for name, picture in (("grey", GREY), ("RGB", COLOUR)):
+            samples = shallow(picture, 8) if bits == 8 else deep(picture, "u2")
+            for container, boxed in (("JPEG XL", True), ("JPEG XL codestream", False)):
+                content = imagecodecs.jpegxl_encode(samples.squeeze(), lossless=True, usecontainer=boxed)
+                yield Case(container, name, label, content, pictures(samples, full), wanted)
+            content = imagecodecs.jpegxl_encode(np.dstack([samples, alpha]), lossless=True)
+            shown = pictures(samples, full, alpha / full)
+            yield Case("JPEG XL codestream", f"{name} with alpha", label, content, shown, wanted)
+    samples = deep(GREY, "f4")
+    content = imagecodecs.jpegxl_encode(samples[..., 0], lossless=True)
+    yield Case("JPEG XL codestream", "grey", "float32", content, pictures(samples, None), WINDOW)
+    moving = np.stack([shallow(COLOUR, 8), 255 - shallow(COLOUR, 8)])
+    yield Case("JPEG XL, animated", "any", "any", imagecodecs.jpegxl_encode(moving), NONE, "ManyFrames")
+
+
+def _heic() -> Iterator[Case]:
+    """A file that another encoder has written of the scene, since the project's packages only decode the format."""
+    content = (Path(__file__).parent / "scene.heic").read_bytes()
+    yield Case("HEIC", "YCbCr", "8 bit", content, pictures(shallow(COLOUR, 8), 255), VALUE, 1.5)
+
+
 def _animations() -> Iterator[Case]:
     colour = Image.fromarray(shallow(COLOUR, 8))
     many = {"save_all": True, "append_images": [colour.rotate(90)]}
@@ -172,15 +198,13 @@ def _unusual() -> Iterator[Case]:
 
 def _not_read() -> Iterator[Case]:
     heads = {
-        "HEIC": b"\0\0\0\x18ftypheic",
         "AVIF": b"\0\0\0\x18ftypavif",
-        "JPEG XL": b"\0\0\0\x0cJXL \r\n\x87\n",
         "JPEG XR": b"II\xbc\x01",
         "Photoshop": b"8BPS\0\x01",
         "OpenEXR": b"\x76\x2f\x31\x01",
         "PNM": b"P5 64 64 255\n",
-        "DICOM as an image of an archive": bytes(128) + b"DICM",
-        "NIfTI": b"\x5c\x01\0\0" + bytes(340) + b"n+1\0",
+        "DICOM as an image of a shard": bytes(128) + b"DICM",
+        "NIfTI as an image of a shard": b"\x5c\x01\0\0" + bytes(340) + b"n+1\0",
         "PDF": b"%PDF-1.4",
     }
     for container, head in heads.items():
