@@ -1,0 +1,1 @@
+"""De-identification: keyed pseudonyms, the few attributes of DICOM that leave, and the evidence of what was removed."""
