@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -33,7 +33,6 @@ from medfocus.pipeline.data.commit import PREDICTIONS, QUARANTINE, Output, part_
 from medfocus.pipeline.data.manifest import ShardEntry, write_manifest
 from medfocus.pipeline.data.storage import Location, locate
 from medfocus.pipeline.execution import stream
-from medfocus.pipeline.ingest.shard_writer import ImageFile, write_shard
 from medfocus.pipeline.models.registry import resolve_model
 from medfocus.starter.phantoms import write_set
 
@@ -69,17 +68,22 @@ def prepare(folder: Path, count: int) -> None:
 def _write_shards(folder: Path, count: int, config: Config) -> list[ShardEntry]:
     source = locate(str(folder / "shards"), config.storage)
     write_set(folder / "one", 1, seed=0, preset="easy", size=64)
-    image = next((folder / "one" / "images").iterdir())
-    (folder / "images").mkdir()
+    image = next((folder / "one" / "images").iterdir()).read_bytes()
     entries = []
     for index in range(count):
         name, digest = f"shard-{index:06d}.parquet", hashlib.sha256(str(index).encode()).hexdigest()
         entries.append(ShardEntry(name, 1, 1, digest))
         if index % UNFINISHED_EVERY == 0:
-            (folder / "images" / f"{index}.png").symlink_to(image)
-            plan = {"name": name, "images": [vars(ImageFile(f"{index}.png", f"{index}.png".encode(), 1))]}
-            columns = write_shard(plan, locate(str(folder / "images"), config.storage), source)
-            entries[-1] = ShardEntry(**{field.name: columns[field.name] for field in fields(ShardEntry)})
+            row = {
+                "image_id": f"{index}.png",
+                "image": image,
+                "media_type": "image/png",
+                "source_uri": "x",
+                "sha256": "x",
+            }
+            content = records.encode(records.shard_table({key: [value] for key, value in row.items()}))
+            (source / name).write(content)
+            entries[-1] = ShardEntry(name, 1, len(content), hashlib.sha256(content).hexdigest())
     return entries
 
 
@@ -90,9 +94,9 @@ def _write_finished(folder: Path, entries: list[ShardEntry], output: Location) -
         (folder / "finished" / kind).mkdir(parents=True)
     for index, entry in enumerate(entries):
         if index % UNFINISHED_EVERY:  # files of predictions are listed, not read
-            (folder / "finished" / PREDICTIONS / part_name(entry.sha256)).touch()
+            (folder / "finished" / PREDICTIONS / part_name(entry.key)).touch()
         if index % UNFINISHED_EVERY == 1:
-            (output / QUARANTINE / part_name(entry.sha256)).write(quarantined)
+            (output / QUARANTINE / part_name(entry.key)).write(quarantined)
 
 
 class _FirstCommit(Exception):

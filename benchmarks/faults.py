@@ -81,7 +81,7 @@ def prepare(folder: Path, shards: int) -> Archive:
     """Pack phantoms to S3 and train a model on other, labelled phantoms."""
     boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="faults")
     settings = [f"work={folder / 'work'}", "segment.points_per_side=2", "score.max_quarantined=0.5"]
-    config = load_config(None, [*settings, f"pack.rows_per_shard={ROWS}", "train.epochs=2"])
+    config = load_config(None, [*settings, f"pack.rows_per_shard={ROWS}", "deid.names=keep", "train.epochs=2"])
     write_set(folder / "archive", shards * ROWS, seed=SEED, preset="easy", size=256)
     write_set(folder / "labelled", 2 * ROWS * 4, seed=SEED + 1, preset="easy", size=256)
     with connected(None, None):

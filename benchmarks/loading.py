@@ -12,7 +12,6 @@ Both take turns three times. Prints a table with the median of each. There is no
 
 import argparse
 import os
-import shutil
 import statistics
 import sys
 import tempfile
@@ -20,13 +19,16 @@ import time
 from pathlib import Path
 
 import boto3
+import pyarrow as pa
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 import ray
 from ray.data import DataIterator
 
 from medfocus.cluster.connect import connected
 from medfocus.pipeline.commands import embed, pack
 from medfocus.pipeline.config import Config, StorageSection, load_config
+from medfocus.pipeline.data import records
 from medfocus.pipeline.data.commit import FEATURES
 from medfocus.pipeline.data.storage import locate
 from medfocus.pipeline.training.features import read_labels
@@ -52,18 +54,19 @@ def read_epoch(rows: DataIterator, size: int, seed: int) -> tuple[int, int]:
 
 
 def prepare(folder: Path, copies: int) -> Config:
-    """Embed phantoms to one file of features, and copy the file."""
-    config = load_config(
-        None, [f"work={folder / 'work'}", "segment.points_per_side=1", f"pack.rows_per_shard={IMAGES}"]
-    )
+    """Embed phantoms, join their features to one file, and copy the file."""
+    config = load_config(None, [f"work={folder / 'work'}", "segment.points_per_side=1"])
     write_set(folder / "phantoms", IMAGES, seed=0, preset="easy", size=64)
     with connected(None, None):
         labels = str(folder / "phantoms" / "labels.csv")
         pack.run(config, str(folder / "phantoms" / "images"), str(folder / "shards"), labels)
         embed.run(config, str(folder / "shards"), str(folder / "out"))
-    (file,) = (folder / "out" / FEATURES).glob("*.parquet")
-    for copy in range(1, copies):
-        shutil.copy(file, file.with_stem(f"{file.stem}-{copy}"))
+    files = sorted((folder / "out" / FEATURES).glob("*.parquet"))
+    content = records.encode(pa.concat_tables(map(pq.read_table, files)))
+    for file in files:
+        file.unlink()
+    for copy in range(copies):
+        (folder / "out" / FEATURES / f"{copy}.parquet").write_bytes(content)
     return config
 
 

@@ -67,9 +67,10 @@ def peaks(process: Popen[str]) -> Counter[str]:
 def measure(folder: Path, count: int, model: str, settings: list[str]) -> Counter[str]:
     """Peak bytes of scoring ``count`` images: hard links to the labelled phantoms, each with a name of its own.
 
-    ``pack`` would count symbolic links to the same file once.
+    ``pack`` would count symbolic links to the same file once. It keeps the images that are the same.
     """
-    config = load_config(None, [*settings, f"pack.rows_per_shard={ROWS_PER_SHARD}"])
+    keys = [f"pack.rows_per_shard={ROWS_PER_SHARD}", "pack.duplicates=keep"]
+    config = load_config(None, [*settings, *keys])
     images, phantoms = folder / f"images-{count}", sorted((folder / "labelled" / "images").iterdir())
     images.mkdir()
     for index in range(count):

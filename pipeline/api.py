@@ -11,6 +11,7 @@ The examples run one after the other, in a folder with ``images/`` and ``labels.
 """
 
 import os
+from collections.abc import Sequence
 from typing import Any, TypedDict, cast
 
 from medfocus.pipeline.config import Config
@@ -22,15 +23,22 @@ Place = str | os.PathLike[str]
 class PackResult(TypedDict):
     """What ``pack`` returns.
 
-    ``rows`` and ``shards`` were written, ``labelled`` rows among them, ``quarantined`` files were not packed. ``bytes``
-    is the size of the shards and ``digest`` the SHA-256 that stands for their content.
+    The archive has ``rows`` in ``shards``, ``labelled`` rows among them, and ``packed`` rows are of this call.
+    ``quarantined`` files cannot be packed. ``left_out`` rows are in shards and do not count: duplicates, and images
+    that were replaced. ``bytes`` is the size of the shards, ``digest`` the SHA-256 that stands for their content, and
+    ``manifest_version`` the number of the version of the manifest. ``labels`` has the counts of what the label files
+    matched; None where there are none.
     """
 
     rows: int
     shards: int
+    packed: int
     labelled: int
     quarantined: int
+    left_out: int
     bytes: int
+    manifest_version: int
+    labels: dict[str, Any] | None
     digest: str
     mlflow_run_id: str
 
@@ -134,18 +142,35 @@ class QuarantineResult(TypedDict):
     causes: list[QuarantineCause]
 
 
-def pack(source: Place, shards: Place, *, labels: Place | None = None, config: Config | None = None) -> PackResult:
-    """Pack the images of a folder into shards.
+def pack(
+    source: Place,
+    shards: Place,
+    *,
+    labels: Place | Sequence[Place] | None = None,
+    audit: Place | None = None,
+    mapping: Place | None = None,
+    withdraw: Place | None = None,
+    retry_quarantined: bool = False,
+    config: Config | None = None,
+) -> PackResult:
+    """Pack the images of an archive into shards, without what identifies a person.
+
+    Packing again adds what is new. A call that was stopped continues when it is repeated.
 
     Args:
-        source: folder or prefix of images. Images are recognised by their bytes.
-        shards: prefix to write to. It must not hold shards yet.
-        labels: label file; None takes the class of each image from its folder.
+        source: folder or prefix of images, DICOM, zip and tar files. Files are recognised by their bytes.
+        shards: prefix to write to.
+        labels: label file, or several; the first that gives a value counts. None takes the class of each image from its
+            folder.
+        audit: local file to write what was removed to, by attribute and counts.
+        mapping: local file to write the ids and paths of each pseudonym to.
+        withdraw: text file with a PatientID a line; these patients leave the shards.
+        retry_quarantined: try files again that could not be packed.
         config: the configuration; None takes the defaults.
 
     Raises:
         UsageError: the call is wrong; nothing was written.
-        MedFocusError: not one image can be read.
+        MedFocusError: not one image can be packed.
 
     Example:
         >>> packed = medfocus.pack("images", "shards", labels="labels.csv", config=config)
@@ -154,8 +179,17 @@ def pack(source: Place, shards: Place, *, labels: Place | None = None, config: C
     """
     from medfocus.pipeline.commands import pack as command
 
-    labels_file = None if labels is None else os.fspath(labels)
-    return cast(PackResult, command.run(config or Config(), os.fspath(source), os.fspath(shards), labels_file))
+    files = [] if labels is None else [labels] if isinstance(labels, str | os.PathLike) else labels
+    options = {"audit": audit, "mapping": mapping, "withdraw": withdraw}
+    result = command.run(
+        config or Config(),
+        os.fspath(source),
+        os.fspath(shards),
+        [os.fspath(file) for file in files],
+        **{name: None if place is None else os.fspath(place) for name, place in options.items()},
+        retry_quarantined=retry_quarantined,
+    )
+    return cast(PackResult, result)
 
 
 def embed(

@@ -26,27 +26,43 @@ _TextLoader.add_constructor("tag:yaml.org,2002:null", lambda _, node: NullText(n
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """The mapping that a file holds. YAML is UTF-8, or UTF-16 with a byte order mark, whatever the locale.
+    """The mapping that a configuration file holds.
 
     Raises:
         UsageError: the file cannot be read, or holds something else.
     """
     try:
-        tree = yaml.load(path.read_bytes(), _TextLoader)
+        content = path.read_bytes()
     except OSError as error:
         raise UsageError(f"--config {path}: {error.strerror}; give the path of a YAML file") from error
+    return parse_mapping(content, f"--config {path}", "sections with keys")
+
+
+def parse_mapping(content: bytes, name: str, expected: str) -> dict[str, Any]:
+    """The mapping in a text of YAML. It is UTF-8, or UTF-16 with a byte order mark, whatever the locale.
+
+    Args:
+        content: the text.
+        name: the option and the file, for messages.
+        expected: what the mapping holds, for messages.
+
+    Raises:
+        UsageError: the text holds something else.
+    """
+    try:
+        tree = yaml.load(content, _TextLoader)
     except ReaderError as error:
-        raise UsageError(f"--config {path}: not a text in UTF-8; save it as UTF-8") from error
+        raise UsageError(f"{name}: not a text in UTF-8; save it as UTF-8") from error
     except (yaml.YAMLError, ValueError) as error:
         where = f" in line {mark.line + 1}" if (mark := getattr(error, "problem_mark", None)) else ""
         raise UsageError(
-            f"--config {path}: not YAML{where} ({getattr(error, 'problem', None) or str(error).splitlines()[0]});"
+            f"{name}: not YAML{where} ({getattr(error, 'problem', None) or str(error).splitlines()[0]});"
             " correct the file, and put a text that holds ': ' or ' #' in quotes"
         ) from error
     if tree is None or isinstance(tree, NullText):
         return {}
     if not isinstance(tree, dict):
-        raise UsageError(f"--config {path}: expected sections with keys, found {type(tree).__name__}")
+        raise UsageError(f"{name}: expected {expected}, found {type(tree).__name__}")
     return tree
 
 

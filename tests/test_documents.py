@@ -77,6 +77,7 @@ def test_records_have_the_columns_that_are_documented() -> None:
         "Feature row": records.feature_schema(5, 8, region=True),
         "Prediction row": records.PREDICTION,
         "Quarantine row": records.QUARANTINE,
+        "Index row": records.INDEX,
     }
     for head, schema in schemas.items():
         section = text.split(f"## {head}")[1].split("\n## ")[0]
@@ -101,15 +102,17 @@ def test_the_readme_is_one_screen_and_its_picture_small() -> None:
 
 def test_the_base_installation_is_what_the_commands_import() -> None:
     """A node that scores installs no package of developers, and every command finds what it imports."""
-    # Of the extras excel, azure and gcs; their absence is told with the mend.
-    optional = {"openpyxl", "adlfs", "azure", "gcsfs"}
+    # Of the extras excel, ocr, azure and gcs; their absence is told with the mend.
+    optional = {"openpyxl", "rapidocr", "adlfs", "azure", "gcsfs"}
+    # Decoders that pydicom imports.
+    decoders = {"pylibjpeg", "pylibjpeg-openjpeg", "pylibjpeg-rle", "pyjpegls"}
     required = {canonicalize_name(Requirement(text).name) for text in PROJECT["project"]["dependencies"]}
     providers = {
         module: {canonicalize_name(name) for name in packages_distributions()[module]}
         for module in set(imports()) - stdlib_module_names - {"medfocus", *optional}
     }
     assert not [module for module, names in providers.items() if not names & required]
-    assert not required - set().union(*providers.values())
+    assert not required - decoders - set().union(*providers.values())
 
 
 def imports() -> Iterator[str]:

@@ -44,7 +44,8 @@ COMMANDS = "focus: both, by medfocus train and score, one draw"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark with command-line arguments; 1 where a target is missed."""
     call = _parse(arguments)
-    config = load_config(call.config, ["model.focus=both", f"work={call.out}", *call.set])
+    settings = ["model.focus=both", "deid.names=keep", f"work={call.out}", *call.set]  # views are made of the files
+    config = load_config(call.config, settings)
     folder = Path(call.out) / "fewshot"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

@@ -71,14 +71,15 @@ def prepare(folder: Path, count: int, settings: list[str]) -> Workload:
 
     Args:
         folder: where everything is written.
-        count: number of phantoms.
+        count: number of phantoms; as many more are drawn as fill the last shard, so that all have as many rows.
         settings: ``section.key=value`` settings of every call, after the benchmark's own.
     """
-    all_settings = [f"work={folder / 'work'}", f"pack.rows_per_shard={ROWS_PER_SHARD}", *settings]
+    own_settings = [f"work={folder / 'work'}", f"pack.rows_per_shard={ROWS_PER_SHARD}", "deid.names=keep"]
+    all_settings = [*own_settings, *settings]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "settings.json").write_text(json.dumps(all_settings))
     workload = Workload(folder)
-    write_set(folder / "phantoms", count, seed=SEED, preset="easy", size=256)
+    write_set(folder / "phantoms", -(-count // ROWS_PER_SHARD) * ROWS_PER_SHARD, seed=SEED, preset="easy", size=256)
     with connected(None, None):
         pack.run(workload.config, str(folder / "phantoms" / "images"), str(workload.shards), None)
     untrained_model(workload.config, CLASSES).save(workload.model)

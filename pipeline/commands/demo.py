@@ -29,8 +29,10 @@ from medfocus.stages.masks import decode_mask
 # Numbers of phantoms of one set: the first have labels to train on, the others are the archive.
 LABELLED, ARCHIVE = 240, 160
 # Settings for a laptop; everything else is at its default.
-_SETTINGS = {
+_SETTINGS: dict[str, dict[str, Any]] = {
     "pack": {"rows_per_shard": 40},
+    "deid": {"names": "keep"},  # phantoms are nobody's
+    "burned_in": {"action": "keep"},
     "segment": {"points_per_side": 8, "regions": 8},
     "train": {"epochs": 10, "folds": 2},
 }

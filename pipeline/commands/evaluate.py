@@ -14,22 +14,27 @@ import numpy as np
 from medfocus.pipeline.config import Config, EvaluateSection
 from medfocus.pipeline.console.logs import event, log
 from medfocus.pipeline.data.commit import PREDICTIONS, RUN_FILE, Output
+from medfocus.pipeline.data.manifest import FILE
 from medfocus.pipeline.data.storage import locate
 from medfocus.pipeline.errors import before_start
 from medfocus.pipeline.evaluation import charts
 from medfocus.pipeline.evaluation.metrics import EvaluationSet, as_lines, calibration, confusion, measure
 from medfocus.pipeline.evaluation.predictions import evaluation_set, read_predictions
-from medfocus.pipeline.evaluation.truth import read_truth
+from medfocus.pipeline.evaluation.truth import Naming, read_truth
+from medfocus.pipeline.identity.key import find_key
+from medfocus.pipeline.identity.pseudonyms import Pseudonyms, pseudonym_of
+from medfocus.pipeline.labels.class_mapping import ClassMapping, read_class_mapping
 from medfocus.pipeline.tracking import runs
 
 
-def run(config: Config, out: str, labels: str) -> dict[str, Any]:
+def run(config: Config, out: str, labels: str, split: str | None = None) -> dict[str, Any]:
     """Compare predictions with labels.
 
     Args:
         config: ``evaluate`` sets resamples and bins, ``seed`` the resampling.
         out: prefix that ``score`` wrote.
         labels: prefix of shards, or a label file (``labels.reader``), joined as ``pack`` joins it (``labels.join``).
+        split: split of the shards to compare; None compares all.
 
     Returns:
         ``accuracy`` and ``macro_auroc``, 0 to 1. Numbers of images: ``rows``, compared; ``unlabelled``, predicted but
@@ -44,8 +49,10 @@ def run(config: Config, out: str, labels: str) -> dict[str, Any]:
     """
     with before_start():
         output = Output(locate(out, config.storage), PREDICTIONS)
-        truth = read_truth(locate(labels, config.storage), output.rows)
-        files, classes, version = read_predictions(output.rows, truth)
+        place = locate(labels, config.storage)
+        naming = None if (place / FILE).exists() else _naming(config)
+        truth = read_truth(place, output.rows, naming, split)
+        files, classes, version = read_predictions(output.rows, truth, split)
         sample, sites = evaluation_set(files, classes, truth, output.rows.uri)
         has_patient = np.array([patient is not None for file in files for patient in file.patients])
         finished = _is_finished(output)
@@ -74,6 +81,23 @@ def run(config: Config, out: str, labels: str) -> dict[str, Any]:
         headline = {name: result[name] for name in ("accuracy", "intervals")}
         event("evaluated, rows without a label left out", **counts, **headline)
         return result | {"mlflow_run_id": active.info.run_id} | detail
+
+
+def _naming(config: Config) -> Naming:
+    """How a label file names images whose names are pseudonyms under the key of this call, or paths."""
+    mapping = ClassMapping({})
+    if config.labels.mapping is not None:
+        mapping = read_class_mapping(locate(config.labels.mapping, config.storage))
+    key = None if config.deid.names == "keep" else find_key(config.deid, config.work)
+    if key is None:  # a new one would give the pseudonyms of no archive
+        return Naming(mapping=mapping)
+    pseudonyms = Pseudonyms(key)
+    return Naming(
+        lambda kind, text: pseudonym_of(pseudonyms, kind, text),
+        lambda path: [pseudonyms.of("path", path)],
+        lambda image: re.split("[~-]", image)[0],
+        mapping,
+    )
 
 
 def _measure_sites(

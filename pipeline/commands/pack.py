@@ -1,183 +1,223 @@
-"""``medfocus pack``: images to shards and a manifest."""
+"""``medfocus pack``: an archive of images to shards and a manifest, without what identifies a person."""
 
-import hashlib
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import ray
-
 from medfocus.cluster.connect import connected
-from medfocus.pipeline.config import Config, PackSection
+from medfocus.pipeline.config import Config
 from medfocus.pipeline.console.logs import event, log, progress
-from medfocus.pipeline.data import records
-from medfocus.pipeline.data.commit import QUARANTINE
-from medfocus.pipeline.data.local_tree import decoded
-from medfocus.pipeline.data.manifest import FILE, Manifest, ShardEntry, write_manifest
+from medfocus.pipeline.data.manifest import Manifest, newest_manifest, write_manifest
 from medfocus.pipeline.data.shared_paths import check_shared
 from medfocus.pipeline.data.storage import Location, locate
+from medfocus.pipeline.data.withdrawal import withdraw as withdraw_patients
+from medfocus.pipeline.data.withdrawal import withdrawn
 from medfocus.pipeline.errors import MedFocusError, UsageError, before_start
-from medfocus.pipeline.ingest.shard_writer import ImageFile, write_shard
-from medfocus.pipeline.ingest.source import Refusal, Source, find_images
-from medfocus.pipeline.labels.folders import folder_classes
-from medfocus.pipeline.labels.join import join_labels
-from medfocus.pipeline.labels.reader import read_labels
+from medfocus.pipeline.identity.key import load_key
+from medfocus.pipeline.identity.mapping import write_mapping
+from medfocus.pipeline.identity.pseudonyms import Pseudonyms
+from medfocus.pipeline.ingest import labelling, quarantine
+from medfocus.pipeline.ingest.catalog import Catalog, file_of, open_catalog
+from medfocus.pipeline.ingest.history import History, patients_of
+from medfocus.pipeline.ingest.items import Naming
+from medfocus.pipeline.ingest.portion import packer_of
+from medfocus.pipeline.ingest.source import LeftOut, format_counts, walk_source
+from medfocus.pipeline.ingest.stream import PackTotals, pack_portions
+from medfocus.pipeline.ingest.survey import Surveyor, audit_of, originals_of, survey
 from medfocus.pipeline.tracking import runs
 
-# Name of the file with the images that cannot be packed.
-_QUARANTINE_FILE = "pack.parquet"
 
+def run(
+    config: Config,
+    source: str,
+    shards: str,
+    labels: str | Sequence[str] | None = None,
+    *,
+    audit: str | None = None,
+    mapping: str | None = None,
+    withdraw: str | None = None,
+    retry_quarantined: bool = False,
+) -> dict[str, Any]:
+    """Pack the images of a source into shards of bounded size, and commit a version of the manifest last.
 
-def run(config: Config, source: str, shards: str, labels: str | None) -> dict[str, Any]:
-    """Pack the images of a folder into shards of bounded size, and write the manifest last.
-
-    Images are found by their bytes. Files that cannot be packed are in ``quarantine/`` below the shards, with the
-    reason.
+    Images are found by their bytes, also inside of zip and tar files. Packing again adds what is new or has changed as
+    new shards. A call that was stopped goes on where it was. Files that cannot be packed are in ``quarantine/`` below
+    the shards, with the reason.
 
     Args:
-        config: the configuration; ``pack`` bounds the shards.
+        config: the configuration; ``pack``, ``deid`` and ``burned_in`` decide the rows.
         source: folder or prefix of images.
-        shards: prefix to write to; it must not hold a manifest yet.
-        labels: label file (``labels.reader``) whose names (``labels.join``) are relative to ``source``; None takes the
-            class of each image from its folder (``labels.folders``).
+        shards: prefix to write to.
+        labels: label files (``labels.reader``); the first that gives a value counts. None takes the class of each
+            image from its folder (``labels.folders``).
+        audit: local file to write what was removed to, by attribute and counts.
+        mapping: local file to write the ids and paths of each pseudonym to, encrypted under the key.
+        withdraw: text file with a PatientID a line; these patients leave the shards, and never enter them again.
+        retry_quarantined: try files again that could not be packed.
 
     Returns:
-        ``rows`` and ``shards`` written, ``labelled`` rows, ``quarantined`` files, ``bytes`` of the shards, their
-        ``digest``, and the ``mlflow_run_id``.
+        ``rows`` and ``shards`` of the archive, ``packed`` rows of this call, ``labelled`` rows, ``quarantined`` files,
+        ``left_out`` rows that were replaced or are duplicates, ``bytes`` of the shards, their ``digest``, the
+        ``manifest_version``, ``labels``, which says what the label files matched, and the ``mlflow_run_id``.
 
     Raises:
-        UsageError: there are no images, the labels name none of them or contradict themselves, or ``shards`` is taken.
-        MedFocusError: not one of the images can be read.
+        UsageError: there are no images, the labels name none of them or contradict themselves, or the shards are of
+            another key.
+        MedFocusError: not one of the images can be packed.
     """
+    files = [labels] if isinstance(labels, str) else list(labels or ())
     with before_start():
         origin, target = locate(source, config.storage), locate(shards, config.storage)
-        if (target / FILE).exists():
-            raise UsageError(f"{target.uri}: holds packed shards already; choose a new prefix or remove them")
-        images, refused = _find(origin, labels, config)
-    with runs.run("pack", config) as active, connected(config.cluster.address, config.cluster.cpus):
-        check_shared(config.storage, read=[images[0].below(origin)], written=[target])
-        manifest, unreadable = _write_shards(list(_assign_shards(images, config.pack)), origin, target, len(images))
-        refused += unreadable
-        _write_quarantine(target, refused)
-        if not manifest.rows:
-            raise MedFocusError(
-                f"{origin.uri}: none of {len(images)} images can be read; medfocus quarantine {target.uri} tells why"
-            )
-        manifest = write_manifest(target, manifest.shards)
-        runs.log_dataset("shards", manifest.digest, "pack")
-        summary = {
-            "rows": manifest.rows,
-            "shards": len(manifest.shards),
-            "labelled": sum(shard.labelled or 0 for shard in manifest.shards),
-            "quarantined": len(refused),
-            "bytes": sum(shard.bytes for shard in manifest.shards),
-        }
-        runs.log_metrics(summary)
-        if refused:
-            log.warning("%d files cannot be packed; medfocus quarantine %s tells why", len(refused), target.uri)
-        event("packed", **summary)
-        return summary | {"digest": manifest.digest, "mlflow_run_id": active.info.run_id}
+        if not origin.is_folder():
+            raise UsageError(f"{origin.uri}: no such folder or prefix; correct SOURCE")
+        naming = Naming(Pseudonyms(load_key(config.deid, config.work)), config.deid.names == "keep")
+        current = _current(target, naming)
+        label_files = [locate(file, config.storage) for file in files]
+    with (
+        connected(config.cluster.address, config.cluster.cpus) as resources,
+        open_catalog(config.work, f"{origin.uri} {target.uri} {naming.fingerprint}") as catalog,
+    ):
+        history = History(catalog, target, current, naming.pseudonyms)
+        with before_start():
+            history.read()
+            _list(catalog, origin, target, naming, config)
+            if mapping is None and audit is None:  # these need the headers of all files
+                catalog.adopt_packed(retry_quarantined=retry_quarantined)
+            survey(catalog, Surveyor(origin, naming.pseudonyms, mapping is not None))
+            _check_images(catalog, origin, naming)
+            if withdraw is not None:
+                current = _withdraw(history, withdraw, naming)
+            joined = labelling.label_items(catalog, label_files, origin, naming.pseudonyms, config)
+            history.mark_due(withdrawn(target))
+            history.warn_of_other_labels()
+            if retry_quarantined:
+                history.retry()
+            history.note_earlier()
+            labelling.assign_item_splits(catalog, config)
+            labelling.set_first_days(catalog)
+        with runs.run("pack", config) as active:
+            totals = _pack(catalog, history, origin, target, naming, config, int(resources.get("CPU", 1)))
+            quarantine.write(target, catalog, naming, origin)
+            manifest = _commit(history, target, current, naming, config)
+            if mapping is not None:
+                write_mapping(mapping, originals_of(catalog), naming.pseudonyms)
+            if audit is not None:
+                audit_of(catalog).write(audit)
+            summary = _summary(manifest, catalog, totals, naming)
+            runs.log_dataset("shards", manifest.digest, "pack")
+            runs.log_metrics(summary)
+            if summary["quarantined"]:
+                log.warning(
+                    "%d files cannot be packed; medfocus quarantine %s tells why", summary["quarantined"], target.uri
+                )
+            event("packed", **summary)
+            return summary | {"labels": joined, "digest": manifest.digest, "mlflow_run_id": active.info.run_id}
 
 
-def _find(origin: Location, labels: str | None, config: Config) -> tuple[list[ImageFile], list[Refusal]]:
-    """The images to pack with their labels, and the files that cannot be packed; logs what is left out."""
-    if not origin.is_folder():
-        raise UsageError(f"{origin.uri}: no such folder or prefix; correct SOURCE")
-    source = find_images(origin)
-    if not source.images:
-        raise UsageError(f"{origin.uri}: holds no image that can be packed ({source.format_rest()}); correct SOURCE")
-    if labels is None:
-        images = _label_by_folders(source)
-    else:
-        images = _label_by_file(source, origin, locate(labels, config.storage))
-    source.log()
-    # In an order that has nothing to do with the names: a few shards are then a fair sample of the archive.
-    return sorted(images, key=lambda image: hashlib.sha256(image.image_id.encode()).digest()), source.refused
-
-
-def _label_by_folders(source: Source) -> list[ImageFile]:
-    classes = folder_classes([decoded(image.path) for image in source.images])
-    classes.log()
-    return [
-        ImageFile(image.image_id, image.path, image.size, label)
-        for image, label in zip(source.images, classes.classes, strict=True)
-    ]
-
-
-def _label_by_file(source: Source, origin: Location, location: Location) -> list[ImageFile]:
-    labels = read_labels(location)
-    packable = [image.image_id for image in source.images]
-    # A name of a file that cannot be packed is no wrong name.
-    names = packable + [refusal.image_id for refusal in source.refused]
-    join = join_labels(labels, lambda: names, (origin.uri, origin.path))
-    if not join.rows:
+def _current(target: Location, naming: Naming) -> Manifest | None:
+    """The manifest to add to; None where there is none yet."""
+    current = newest_manifest(target)
+    if current is not None and current.key_fingerprint != naming.fingerprint:
         raise UsageError(
-            f"{labels.uri}: names no image below {origin.uri} (read as {labels.format}); write the path of each image"
-            f" below SOURCE into its column {labels.columns[0]}"
+            f"{target.uri}: was packed under another key or with deid.names other than now, so that no image could be"
+            " recognised; give the same key and names, or a new prefix"
         )
-    labels.log()
-    join.log(packable)
-    images = []
-    for image in source.images:
-        row = join.rows.get(image.image_id)
-        known = (row.label, row.patient_id, row.site) if row else ()
-        images.append(ImageFile(image.image_id, image.path, image.size, *known))
-    return images
+    return current
 
 
-def _assign_shards(images: Sequence[ImageFile], section: PackSection) -> Iterator[dict[str, Any]]:
-    """Cut the list of images into shards of bounded rows and bytes; a larger image is a shard by itself."""
-    members: list[ImageFile] = []
-    size = number = 0
-    for image in images:
-        full = len(members) == section.rows_per_shard or size + image.size > section.bytes_per_shard
-        if members and full:
-            yield {"name": f"shard-{number:06d}.parquet", "images": [asdict(member) for member in members]}
-            members, size, number = [], 0, number + 1
-        members.append(image)
-        size += image.size
-    yield {"name": f"shard-{number:06d}.parquet", "images": [asdict(member) for member in members]}
-
-
-def _write_shards(
-    shards: list[dict[str, Any]], origin: Location, target: Location, images: int
-) -> tuple[Manifest, list[Refusal]]:
-    """Write the shards; returns their manifest, and the images that cannot be read.
+def _withdraw(history: History, file: str, naming: Naming) -> Manifest | None:
+    """Remove patients from what is packed; returns the manifest without them.
 
     Args:
-        shards: as ``write_shard`` takes them.
-        origin: the source.
-        target: prefix to write to.
-        images: number of all images, for the progress.
+        history: what is packed; it is read again.
+        file: text file with a PatientID, or the pseudonym of one, a line.
+        naming: names of items and rows.
     """
-    dataset = ray.data.from_items(shards, override_num_blocks=len(shards)).map(
-        write_shard, fn_args=(origin, target), num_cpus=0.5
-    )
-    entries, unreadable = [], []
-    with progress("pack", images, 0, runs.log_progress) as counter:
-        for row in dataset.iter_rows():
-            refused = [Refusal(**refusal) for refusal in json.loads(row.pop("refused"))]
-            unreadable += refused
-            entry = ShardEntry(**row)
-            if entry.rows:
-                entries.append(entry)
-            counter.add(entry.rows + len(refused), len(refused))
+    patients = patients_of(Path(file), history, naming)
+    done = withdraw_patients(history.prefix, patients)
+    event("withdrawn", patients=done.patients, rows=done.rows, shards=done.shards, manifest_version=done.version)
+    current = newest_manifest(history.prefix)
+    history.restart(current)
+    return current
+
+
+def _list(catalog: Catalog, origin: Location, target: Location, naming: Naming, config: Config) -> None:
+    """List the source, and check that every node sees it and the prefix."""
+    left_out = LeftOut()
+    catalog.list_files(walk_source(origin, left_out), naming)
+    left_out.log()
+    first = [origin / file_of(name) for (name,) in catalog.query("SELECT name FROM files LIMIT 1")]
+    if not first:
+        rest = format_counts(_refused(catalog, naming) + Counter(junk=left_out.junk.total())) or "nothing is there"
+        raise UsageError(f"{origin.uri}: holds no image that can be packed ({rest}); correct SOURCE")
+    check_shared(config.storage, read=first, written=[target])
+
+
+def _check_images(catalog: Catalog, origin: Location, naming: Naming) -> None:
+    """Name the items that were found, and log what is no image; raises UsageError if there is no image."""
+    catalog.name_items(naming)
+    others = catalog.left_out()
+    if not catalog.images():
+        rest = format_counts(others + _refused(catalog, naming))
+        raise UsageError(f"{origin.uri}: holds no image that can be packed ({rest}); correct SOURCE")
+    if others:
+        log.warning("%d files are no images by their bytes and are left out: %s", others.total(), format_counts(others))
+
+
+def _refused(catalog: Catalog, naming: Naming) -> Counter[str]:
+    """Number of files that cannot be packed, by the class of the error."""
+    return Counter(error for _, _, error, _ in catalog.refusals(naming))
+
+
+def _pack(
+    catalog: Catalog, history: History, origin: Location, target: Location, naming: Naming, config: Config, cpus: int
+) -> PackTotals:
+    """Pack the items that are due."""
+    total = catalog.images()
+    due = catalog.one("SELECT count(*) FROM items WHERE due")
+    if due < total:
+        event("images packed by earlier calls", images=total - due)
+    with progress("pack", total, total - due, runs.log_progress) as counter:
+        totals = pack_portions(catalog, packer_of(origin, target, naming, config), cpus, counter)
+    history.read()
+    if totals.not_looked_at and config.burned_in.action != "keep":
+        log.warning(
+            "%d images that are not DICOM were not looked at for text in their pixels; set burned_in.ocr=always if"
+            " names may be burned into them, or burned_in.action=keep if not",
+            totals.not_looked_at,
+        )
+    return totals
+
+
+def _commit(history: History, target: Location, current: Manifest | None, naming: Naming, config: Config) -> Manifest:
+    """Commit the next version of the manifest, if anything has changed."""
+    shards = history.next_shards(drop_duplicates=config.pack.duplicates == "drop")
+    if not any(shard.rows for shard in shards):
+        raise MedFocusError(f"{target.uri}: no image can be packed; medfocus quarantine {target.uri} tells why")
     files = set(target.files(".parquet"))
-    if missing := sum(entry.name not in files for entry in entries):
+    if missing := sum(shard.name not in files for shard in shards):
         raise MedFocusError(
-            f"{target.uri}: {missing} of {len(entries)} shards were written and are not there; check that all nodes"
+            f"{target.uri}: {missing} of {len(shards)} shards were written and are not there; check that all nodes"
             " write to the same place"
         )
-    return Manifest(tuple(entries)), unreadable
+    if current is not None and sorted(current.shards, key=lambda shard: shard.name) == sorted(
+        shards, key=lambda shard: shard.name
+    ):
+        event("nothing is new", manifest_version=current.version)
+        return current
+    return write_manifest(target, shards, earlier=current, key_fingerprint=naming.fingerprint)
 
 
-def _write_quarantine(target: Location, refused: Sequence[Refusal]) -> None:
-    """Write the files that cannot be packed. Where there are none, remove the file of an earlier unfinished call."""
-    file = target / QUARANTINE / _QUARANTINE_FILE
-    if not refused:
-        file.delete()
-        return
-    rows = [asdict(refusal) | {"stage": "pack"} for refusal in refused]
-    file.write(records.encode(pa.Table.from_pylist(rows, schema=records.QUARANTINE)))
+def _summary(manifest: Manifest, catalog: Catalog, totals: PackTotals, naming: Naming) -> dict[str, Any]:
+    """The figures of a run."""
+    return {
+        "rows": manifest.rows,
+        "shards": len(manifest.shards),
+        "packed": totals.rows,
+        "labelled": sum(shard.labelled or 0 for shard in manifest.shards),
+        "quarantined": _refused(catalog, naming).total(),
+        "left_out": sum(len(shard.replaced) for shard in manifest.shards),
+        "bytes": sum(shard.bytes for shard in manifest.shards),
+        "manifest_version": manifest.version,
+    }

@@ -17,9 +17,10 @@ Research software: not for clinical use."""
 _SHARED_SECTIONS = ("storage", "cluster", "tracking")
 _PLACE = "a local path or an s3:// URI"
 _LABELS = (
-    "CSV in any dialect, Parquet or Excel with the columns file (path below SOURCE) or image_id, label and, if known,"
-    " patient_id (a pseudonym) and site; without it, the first folder below SOURCE, or below train, val or test there,"
-    " names the class"
+    "CSV in any dialect, Parquet or Excel with the columns label, what it is the label of (file, SOPInstanceUID,"
+    " SeriesInstanceUID, StudyInstanceUID, AccessionNumber or PatientID) and, if known, patient_id and site; of several"
+    " files, the first that gives a value counts; without it, the first folder below SOURCE, or below train, val or"
+    " test there, names the class of images that are not DICOM"
 )
 
 _WEIGHTS = (
@@ -99,13 +100,32 @@ def _prefix(name: str, text: str) -> Argument:
 COMMANDS = (
     Command(
         "pack",
-        "images to shards and a manifest",
+        "images to shards and a manifest, without what identifies a person",
         (
-            _prefix("source", "folder of images, found by their bytes"),
-            _prefix("shards", "prefix to write to"),
-            Argument("--labels", metavar="FILE", help=_LABELS, complete=shtab.FILE),
+            _prefix("source", "folder of images, DICOM, zip and tar files, found by their bytes"),
+            _prefix("shards", "prefix to write to; what is new is added to shards that are there"),
+            Argument("--labels", metavar="FILE", action="append", help=_LABELS, complete=shtab.FILE),
+            Argument(
+                "--audit",
+                metavar="FILE",
+                help="write what was removed, by attribute and counts, without values",
+                complete=shtab.FILE,
+            ),
+            Argument(
+                "--mapping",
+                metavar="FILE",
+                help="write the ids and paths of each pseudonym, to a local file that its owner alone can read",
+                complete=shtab.FILE,
+            ),
+            Argument(
+                "--withdraw",
+                metavar="FILE",
+                help="text file with a PatientID a line: these patients leave the shards, and never enter them again",
+                complete=shtab.FILE,
+            ),
+            _RETRY_QUARANTINED,
         ),
-        ("pack",),
+        ("pack", "deid", "burned_in", "decode"),
     ),
     Command(
         "embed",
@@ -154,8 +174,9 @@ COMMANDS = (
                 help="shards, or a label file as pack takes it",
                 complete=shtab.FILE,
             ),
+            Argument("--split", metavar="NAME", help="of shards, the split to compare: test, which train leaves out"),
         ),
-        ("evaluate",),
+        ("evaluate", "labels", "deid"),
     ),
     Command(
         "submit",
@@ -185,6 +206,20 @@ COMMANDS = (
             Argument("action", choices=("fetch", "check"), help="fetch models into a folder, or check a folder"),
             Argument("names", nargs="+", metavar="NAME|FOLDER", help=_WEIGHTS),
             Argument("--to", metavar="FOLDER", help=f"folder that fetch writes to; {_PLACE}", complete=shtab.DIRECTORY),
+        ),
+    ),
+    Command(
+        "verify-deid",
+        "search for planted names, ids and dates in shards, logs and the tracking store",
+        (
+            _SHARDS,
+            Argument(
+                "--planted",
+                required=True,
+                metavar="FILE",
+                help="text with a name, an id or a date on each line, or a table (.csv) of them",
+                complete=shtab.FILE,
+            ),
         ),
     ),
     Command(

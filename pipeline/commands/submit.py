@@ -152,16 +152,23 @@ def _check(call: argparse.Namespace, arguments: Sequence[str]) -> None:
     """Raise UsageError if a command cannot run on another machine as it was written for this one."""
     if load_config(None, call.set).cluster.address is not None:
         raise UsageError("cluster.address: a job runs on the cluster that it is submitted to; leave it out")
-    for argument in call.command.arguments:
-        value = getattr(call, argument.name)
-        if argument.complete is not None and value and "://" not in value and not value.startswith("/"):
+    for place in _places(call):
+        if "://" not in place and not place.startswith("/"):
             raise UsageError(
-                f"{value}: a job has no folder of yours, so that a relative path leads nowhere; give a URI such as s3://,"
+                f"{place}: a job has no folder of yours, so that a relative path leads nowhere; give a URI such as s3://,"
                 " or an absolute path that the nodes have"
             )
     for argument in arguments:
         if (shown := without_credentials(argument)) != argument:
             raise UsageError(f"{shown}: holds credentials, which the dashboard would show; give them to the nodes")
+
+
+def _places(call: argparse.Namespace) -> Iterator[str]:
+    """The paths and URIs of a call; an option that is given several times has several."""
+    for argument in call.command.arguments:
+        value = getattr(call, argument.name)
+        if argument.complete is not None and value:
+            yield from value if isinstance(value, list) else [value]
 
 
 def _settings(config: Config) -> Iterator[str]:

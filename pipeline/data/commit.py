@@ -1,18 +1,20 @@
 """The output of a run: which shards are finished, and how the rows of a shard are committed exactly once.
 
-The output files of a shard are named by its digest, so writing a shard again overwrites them. A shard is finished when
-its rows file exists: the quarantine file is written first, the rows file last. A finished shard is not read again.
+The output files of a shard are named by its key, so writing a shard again overwrites them. A shard is finished when
+its rows file exists: the quarantine file is written first, the rows file last. A finished shard is not read again. The
+files of a shard that the archive no longer has, or whose rows have been replaced since, are removed at the next start.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from medfocus.pipeline.console.logs import log
 from medfocus.pipeline.data import records
 from medfocus.pipeline.data.manifest import Manifest, ShardEntry
 from medfocus.pipeline.data.storage import Location
@@ -20,11 +22,12 @@ from medfocus.pipeline.errors import MedFocusError, UsageError
 
 RUN_FILE = "run.json"
 PREDICTIONS, FEATURES, QUARANTINE = "predictions", "features", "quarantine"
+_PART = "part-"
 
 
-def part_name(shard_sha256: str) -> str:
-    """Name of the output files of a shard with this digest."""
-    return f"part-{shard_sha256[:32]}.parquet"
+def part_name(shard_key: str) -> str:
+    """Name of the output files of a shard with this key."""
+    return f"{_PART}{shard_key[:32]}.parquet"
 
 
 def settings_key(settings: Mapping[str, Any]) -> str:
@@ -66,7 +69,8 @@ class Output:
     ) -> tuple[dict[str, Any], list[ShardEntry]]:
         """Start or continue the run with these settings.
 
-        One listing of the rows files says which shards are finished; no file is read.
+        One listing of the rows files says which shards are finished; no file is read. Rows of shards that the archive
+        had in an earlier version and has no more are removed: their images were replaced or withdrawn.
 
         Args:
             settings: everything that decides the rows.
@@ -79,25 +83,39 @@ class Output:
             The record of the run, and the shards that are not finished. If there are any, the record says so.
 
         Raises:
-            UsageError: the prefix holds rows of other settings, rows of shards that have changed since, or rows
-                without a record.
+            UsageError: the prefix holds rows of other settings, rows of another archive, or rows without a record.
         """
         if overwrite:
             self.clear()
         record = self._record(settings, may_retry=retry_quarantined)
-        finished = set(self.rows.files(".parquet"))
-        if unknown := len(finished - {part_name(shard.sha256) for shard in manifest.shards}):
+        known = {part_name(shard.key) for shard in manifest.shards}
+        finished, quarantined = set(self.rows.files(".parquet")), set(self.quarantine.files(".parquet"))
+        stale = (finished | {name for name in quarantined if name.startswith(_PART)}) - known
+        if stale & finished and record.get("archive") != manifest.archive:
             raise UsageError(
-                f"{self.prefix.uri}: holds rows of {unknown} shards that are not, or no longer, in SHARDS;"
+                f"{self.prefix.uri}: holds rows of {len(stale & finished)} shards that are not in SHARDS;"
                 " choose a new prefix or --overwrite"
             )
-        if retry_quarantined:
-            finished -= set(self.quarantine.files(".parquet"))
-        todo = [shard for shard in manifest.shards if part_name(shard.sha256) not in finished]
-        if todo or "finished" not in record:
+        done = finished & known - quarantined if retry_quarantined else finished & known
+        todo = [shard for shard in manifest.shards if part_name(shard.key) not in done]
+        if todo or stale or "finished" not in record:
             record["finished"] = False
+        record["archive"] = manifest.archive
         self._write_record(record)  # before any row changes, so that readers know that the rows are incomplete
+        self._remove(stale)
         return record, todo
+
+    def _remove(self, names: Set[str]) -> None:
+        """Remove the output files of shards that the archive has no more."""
+        for name in sorted(names):
+            (self.rows / name).delete()
+            (self.quarantine / name).delete()
+        if names:
+            log.info(
+                "%s: removed the rows of %d shards that SHARDS has no more, as their images were replaced or withdrawn",
+                self.prefix.uri,
+                len(names),
+            )
 
     def _record(self, settings: Mapping[str, Any], *, may_retry: bool) -> dict[str, Any]:
         """The record of the earlier run with these settings; a new record if the prefix is empty.
@@ -167,27 +185,27 @@ class Output:
             MedFocusError: rows files are missing here, although workers have written them.
         """
         names = set(self.rows.files(".parquet"))
-        if missing := sum(part_name(shard.sha256) not in names for shard in shards):
+        if missing := sum(part_name(shard.key) not in names for shard in shards):
             raise MedFocusError(
                 f"{self.rows.uri}: rows of {missing} of {len(shards)} shards were written and are not there; check that"
                 " all nodes write to the same place, then start the same call again"
             )
 
-    def commit(self, shard_sha256: str, rows: pa.Table, quarantined: pa.Table) -> None:
+    def commit(self, shard_key: str, rows: pa.Table, quarantined: pa.Table) -> None:
         """Write the output files of one shard. The shard is finished as soon as its rows file exists.
 
         A run that replaces earlier outputs removes the rows file first. If it is stopped before it has written the new
         one, the next run processes the shard again, so that no image is in both files or in none.
 
         Args:
-            shard_sha256: digest of the shard.
+            shard_key: key of the shard.
             rows: predictions or features of the shard.
             quarantined: its quarantined rows; without any, no quarantine file is left.
 
         Raises:
             StorageError: a file cannot be written.
         """
-        name = part_name(shard_sha256)
+        name = part_name(shard_key)
         if self.replaces:
             (self.rows / name).delete()
         if quarantined.num_rows:

@@ -79,7 +79,7 @@ class LocalFiles:
             status = os.stat(encoded(path))  # noqa: PTH116  a Path takes no bytes
         except FileNotFoundError:
             return None
-        return f"{status.st_size} {status.st_mtime_ns}"
+        return local_tree.stamp_of(status)
 
     def write(self, path: str, content: bytes) -> None:
         """Write a file: its whole content is there at once."""

@@ -35,6 +35,7 @@ class Entry:
         size: size of a file in bytes.
         error: class of the error, if the kind is ``TROUBLE``.
         message: what is wrong and what to do, without any name, if the kind is ``TROUBLE``.
+        stamp: text that changes with the content of a file, which is not opened for it; an empty text for what is none.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Entry:
     size: int = 0
     error: str = ""
     message: str = ""
+    stamp: str = ""
 
 
 def encoded(path: str) -> bytes:
@@ -57,6 +59,11 @@ def decoded(name: bytes) -> str:
         except UnicodeDecodeError:
             continue
     return name.decode("latin-1")
+
+
+def stamp_of(status: os.stat_result) -> str:
+    """Text that changes with the content of a file: its size and the time of its last change in nanoseconds."""
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def walk(folder: str, skip: Callable[[str], bool]) -> Iterator[Entry]:
@@ -164,7 +171,7 @@ def _text(path: bytes) -> str:
 def _file(place: bytes, status: os.stat_result) -> Entry:
     kind = stat.S_IFMT(status.st_mode)
     if kind == stat.S_IFREG:
-        return Entry(_text(place), Kind.FILE, status.st_size)
+        return Entry(_text(place), Kind.FILE, status.st_size, stamp=stamp_of(status))
     name = _KINDS.get(kind, "no regular file")
     return Entry(_text(place), Kind.TROUBLE, 0, "NotAFile", f"it is {name}; store the image as a file")
 

@@ -26,8 +26,8 @@ _BLOCK = 1 << 23
 _CUT = {"ClientPayloadError", "ResponseStreamingError", "IncompleteReadError", "ServerDisconnectedError"}
 # Codes of a request for bytes beyond the end.
 _NO_SUCH_RANGE = {"InvalidRange", "416"}
-# What changes with an object's content, in fsspec's information about it, by the library.
-_STAMPS = ("ETag", "etag", "generation", "created")
+# What changes with an object's content, in fsspec's information about it, by the library; the best first.
+_STAMPS = ("ETag", "etag", "generation", "created", "LastModified", "last_modified", "updated")
 
 _memory_lock = threading.Lock()
 
@@ -40,6 +40,11 @@ def retries(codes: Set[str] = _CUT) -> Retrying:
         wait=wait_random_exponential(0.2, max=5),
         reraise=True,
     )
+
+
+def stamp_of(info: Mapping[str, Any]) -> str:
+    """Text that changes with an object's content, from fsspec's information about the object."""
+    return f"{info['size']} {next((info[name] for name in _STAMPS if info.get(name)), '')}"
 
 
 @dataclass(frozen=True)
@@ -76,18 +81,18 @@ class Objects(ABC):
         except FileNotFoundError:
             return ""
 
-    def listing(self, path: str, recursive: bool) -> Iterator[tuple[str, int]]:
-        """Name relative to a folder, and size, of each object below it; folders have no entry."""
+    def listing(self, path: str, recursive: bool) -> Iterator[tuple[str, int, str]]:
+        """Name relative to a folder, size, and stamp of each object below it; folders have no entry."""
         filesystem = self.filesystem
         prefix = filesystem._strip_protocol(path).rstrip("/") + "/"
         for place, info in filesystem.find(path, detail=True).items():
             name = place.removeprefix(prefix)
             if name and name != place and info["type"] != "directory" and (recursive or "/" not in name):
-                yield name, info["size"]
+                yield name, info["size"], stamp_of(info)
 
     def names(self, path: str, recursive: bool) -> Iterator[str]:
         """Names of the objects below a folder, relative to it."""
-        return (name for name, _ in self.listing(path, recursive))
+        return (name for name, *_ in self.listing(path, recursive))
 
     def walk(self, path: str, skip: Callable[[str], bool]) -> Iterator[Entry]:
         """Entries of the objects below a folder, as the listing arrives.
@@ -96,10 +101,10 @@ class Objects(ABC):
             FileNotFoundError: there is no such folder.
         """
         empty = True
-        for name, size in self.listing(path, True):
+        for name, size, stamp in self.listing(path, True):
             empty = False
             skipped = any(skip(part) for part in name.split("/"))
-            yield Entry(name, Kind.SKIPPED) if skipped else Entry(name, Kind.FILE, size)
+            yield Entry(name, Kind.SKIPPED) if skipped else Entry(name, Kind.FILE, size, stamp=stamp)
         if empty and "/" in path and not self.kind(path):
             raise FileNotFoundError(path)
 
@@ -131,7 +136,7 @@ class Objects(ABC):
             info = self.filesystem.info(path)
         except FileNotFoundError:
             return None
-        return f"{info['size']} {next((info[name] for name in _STAMPS if info.get(name)), '')}"
+        return stamp_of(info)
 
     def write(self, path: str, content: bytes) -> None:
         """Write an object, which is there when the upload is complete."""

@@ -1,17 +1,18 @@
-"""Record schemas: the columns of shard rows, feature rows, prediction rows and quarantine rows.
+"""Record schemas: the columns of shard, feature, prediction, quarantine and index rows.
 
 The name and the version of a record stand in the Parquet metadata. A reader refuses other records and versions.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from medfocus.pipeline.errors import UsageError
 
-VERSION = "1"
+VERSION = "2"
 CLASSES_KEY = b"medfocus.classes"
 # Prefix of the columns of feature rows that hold augmented views of the image.
 AUGMENTED = "augmented_"
@@ -26,6 +27,7 @@ _IDENTITY_FIELDS = [
     pa.field("image_id", pa.string(), nullable=False),
     pa.field("patient_id", pa.string()),
     pa.field("site", pa.string()),
+    pa.field("split", pa.string()),
 ]
 
 # The focus mask of an image in COCO's run-length encoding, and the rank score of its best region. The mask fits the
@@ -36,6 +38,9 @@ _MASK_FIELDS = [
     pa.field("mask_score", pa.float32(), nullable=False),
 ]
 
+# Two or three numbers; the type does not say how many: pyarrow 25 cannot read a null in a list of fixed size.
+_NUMBERS = pa.list_(pa.float64())
+
 SHARD = _record(
     "shard",
     [
@@ -45,6 +50,25 @@ SHARD = _record(
         pa.field("label", pa.string()),
         pa.field("patient_id", pa.string()),
         pa.field("site", pa.string()),
+        pa.field("split", pa.string()),
+        pa.field("study_id", pa.string()),
+        pa.field("series_id", pa.string()),
+        pa.field("instance_id", pa.string()),
+        pa.field("frame", pa.int32()),
+        pa.field("study_day", pa.int32()),
+        pa.field("modality", pa.string()),
+        pa.field("view", pa.string()),
+        pa.field("laterality", pa.string()),
+        pa.field("body_part", pa.string()),
+        pa.field("age_band", pa.string()),
+        pa.field("sex", pa.string()),
+        pa.field("manufacturer", pa.string()),
+        pa.field("device_model", pa.string()),
+        pa.field("spacing", _NUMBERS),
+        pa.field("position", _NUMBERS),
+        pa.field("window", _NUMBERS),
+        pa.field("pixels_sha256", pa.string()),
+        pa.field("likeness", pa.string()),
         pa.field("source_uri", pa.string(), nullable=False),
         pa.field("sha256", pa.string(), nullable=False),
     ],
@@ -73,6 +97,60 @@ QUARANTINE = _record(
         pa.field("message", pa.string(), nullable=False),
     ],
 )
+
+INDEX = _record(
+    "index",
+    [
+        pa.field("item", pa.string(), nullable=False),
+        pa.field("container", pa.string()),
+        pa.field("stamp", pa.string(), nullable=False),
+        pa.field("outcome", pa.string(), nullable=False),
+        pa.field("message", pa.string()),
+        pa.field("shard", pa.string()),
+        pa.field("row", pa.int32()),
+        pa.field("image_id", pa.string()),
+        pa.field("patient_id", pa.string()),
+        pa.field("pixels_sha256", pa.string()),
+        pa.field("likeness", pa.string()),
+        pa.field("split", pa.string()),
+        pa.field("first_day", pa.int64()),
+        pa.field("label", pa.string()),
+        pa.field("kind", pa.string()),
+        pa.field("study_id", pa.string()),
+        pa.field("series_id", pa.string()),
+        pa.field("instance_id", pa.string()),
+        pa.field("accession", pa.string()),
+        pa.field("site", pa.string()),
+        pa.field("study_date", pa.int64()),
+    ],
+)
+
+# Columns with few different values in a file. Digests, images and tensors are better without a dictionary.
+_SHORT_COLUMNS = [
+    *("label", "patient_id", "site", "split", "media_type", "study_id", "series_id", "modality", "view", "laterality"),
+    *("body_part", "age_band", "sex", "manufacturer", "device_model", "stage", "error", "message", "outcome", "shard"),
+    *("decision", "model_version", "model_key"),
+]
+
+
+def shard_table(rows: Mapping[str, Sequence[Any]]) -> pa.Table:
+    """Shard rows from the columns that are known; the other columns are null.
+
+    Args:
+        rows: values by column; those that may not be null must be there.
+
+    Returns:
+        A table of the record ``SHARD``.
+
+    Raises:
+        ValueError: a column is missing that may not be null, or one is no column of the record.
+    """
+    missing = [field.name for field in SHARD if field.name not in rows and not field.nullable]
+    unknown = sorted(rows.keys() - set(SHARD.names))
+    if missing or unknown:
+        raise ValueError(f"shard rows lack the columns {missing} or have unknown ones {unknown}")
+    nulls = [None] * len(rows["image_id"])
+    return pa.table({name: rows.get(name, nulls) for name in SHARD.names}, schema=SHARD)
 
 
 def prediction_schema(classes: Sequence[str]) -> pa.Schema:
@@ -138,5 +216,5 @@ def check_record(schema: pa.Schema, expected: pa.Schema, name: str) -> None:
 def encode(table: pa.Table) -> bytes:
     """A table as the bytes of a Parquet file, so that the file can be written whole or not at all."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", use_dictionary=["label", "site", "media_type"])
+    pq.write_table(table, sink, compression="zstd", use_dictionary=_SHORT_COLUMNS)
     return sink.getvalue().to_pybytes()

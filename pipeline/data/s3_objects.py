@@ -10,7 +10,7 @@ from typing import Any
 from fsspec.asyn import sync
 
 from medfocus.pipeline.data.object_stores import StoreAddress
-from medfocus.pipeline.data.objects import PART, PARTS, Objects, retries
+from medfocus.pipeline.data.objects import PART, PARTS, Objects, retries, stamp_of
 from medfocus.pipeline.data.storage_errors import error_codes
 
 # Answers to a conditional write whose condition does not hold, and to one that meets another at the same moment.
@@ -25,13 +25,13 @@ _tried: set[tuple[StoreAddress, str]] = set()
 class S3Objects(Objects):
     """The objects of an S3 service. Keys may have empty parts and the parts ``.`` and ``..``."""
 
-    def listing(self, path: str, recursive: bool) -> Iterator[tuple[str, int]]:
-        """Name relative to a folder, and size, of each object below it, in order, as the pages arrive."""
+    def listing(self, path: str, recursive: bool) -> Iterator[tuple[str, int, str]]:
+        """Name relative to a folder, size, and stamp of each object below it, in order, as the pages arrive."""
         prefix = _prefix(path)
         for page in self._pages(path, {} if recursive else {"Delimiter": "/"}):
             for item in page.get("Contents", []):
                 if not item["Key"].endswith("/"):  # marks a folder
-                    yield item["Key"].removeprefix(prefix), item["Size"]
+                    yield item["Key"].removeprefix(prefix), item["Size"], stamp_of({**item, "size": item["Size"]})
 
     def _pages(self, path: str, options: dict[str, str]) -> Iterator[dict[str, Any]]:
         """Pages of a listing, of at most a thousand objects each."""

@@ -1,7 +1,8 @@
 """Reading columns of Parquet files that hold a record, several files at a time."""
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import pyarrow as pa
@@ -14,6 +15,7 @@ from medfocus.pipeline.errors import UsageError
 # Files read at a time: each read of an object store waits for the network.
 _READERS = 8
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -41,7 +43,17 @@ def read_columns(location: Location, record: pa.Schema, columns: list[str]) -> p
     return table.replace_schema_metadata(file.schema_arrow.metadata)
 
 
-def each_of(locations: Sequence[Location], read: Callable[[Location], T]) -> Iterator[T]:
-    """Results of ``read`` for each location, in order; several are read at a time, and none is kept."""
+def each_of(things: Iterable[S], read: Callable[[S], T]) -> Iterator[T]:
+    """Results of ``read`` for each thing, in order; a few are read ahead of the consumer, and none is kept."""
     with ThreadPoolExecutor(_READERS) as pool:
-        yield from pool.map(read, locations)
+        ahead: deque[Future[T]] = deque()
+        try:
+            for thing in things:
+                ahead.append(pool.submit(read, thing))
+                if len(ahead) > _READERS:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()

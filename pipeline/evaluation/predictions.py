@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from medfocus.pipeline.data import records
 from medfocus.pipeline.data.storage import Location
@@ -44,12 +45,15 @@ class PredictionFile:
     row_count: int
 
 
-def read_predictions(rows: Location, truth: Truth) -> tuple[list[PredictionFile], tuple[str, ...], str]:
+def read_predictions(
+    rows: Location, truth: Truth, split: str | None = None
+) -> tuple[list[PredictionFile], tuple[str, ...], str]:
     """Read the predictions of labelled images, without their masks.
 
     Args:
         rows: folder with the files of predictions.
         truth: the labels.
+        split: split of the predictions that are read; None reads all.
 
     Returns:
         The files of predictions, the names of the classes, and the model version.
@@ -61,7 +65,7 @@ def read_predictions(rows: Location, truth: Truth) -> tuple[list[PredictionFile]
     names = rows.files(".parquet")
     if not names:
         raise UsageError(f"{rows.uri}: no predictions; run medfocus score into it, or correct OUT")
-    files = list(each_of([rows / name for name in names], lambda file: _read_file(file, truth)))
+    files = list(each_of([rows / name for name in names], lambda file: _read_file(file, truth, split)))
     if any(file.classes != files[0].classes for file in files):
         raise UsageError(f"{rows.uri}: the files name different classes, or in another order; score into a new prefix")
     versions = frozenset[str]().union(*(file.versions for file in files))
@@ -72,8 +76,10 @@ def read_predictions(rows: Location, truth: Truth) -> tuple[list[PredictionFile]
     return files, files[0].classes, next(iter(versions))
 
 
-def _read_file(file: Location, truth: Truth) -> PredictionFile:
-    table = read_columns(file, records.PREDICTION, _COLUMNS)
+def _read_file(file: Location, truth: Truth, split: str | None) -> PredictionFile:
+    table = read_columns(file, records.PREDICTION, [*_COLUMNS, "split"])
+    if split is not None:
+        table = table.filter(pc.equal(table["split"], split))
     if records.CLASSES_KEY not in table.schema.metadata:
         raise UsageError(f"{file.uri}: its metadata names no classes; score into a new prefix")
     classes = tuple(json.loads(table.schema.metadata[records.CLASSES_KEY]))

@@ -14,9 +14,9 @@ from medfocus.pipeline.console.causes import reason
 from medfocus.pipeline.data.commit import RUN_FILE
 from medfocus.pipeline.data.shared_paths import check_visible
 from medfocus.pipeline.errors import MedFocusError
-from medfocus.pipeline.execution.isolation import Isolation
 from medfocus.pipeline.execution.job import JobSpec
 from medfocus.pipeline.execution.write import commit_rows
+from medfocus.pipeline.isolation.isolation import Isolation
 from medfocus.pipeline.models import model_files
 from medfocus.pipeline.models.prompts import Prompts
 from medfocus.stages.batch import Batch, start

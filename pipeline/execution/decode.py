@@ -1,13 +1,16 @@
 """The task before the models: it reads a shard and decodes its images."""
 
+import json
+
 import numpy as np
 
 from medfocus.pipeline.data.manifest import ShardEntry
 from medfocus.pipeline.data.storage import AccessError, Location
 from medfocus.pipeline.errors import MedFocusError
-from medfocus.pipeline.execution.block import blank_row, fail_shard
-from medfocus.pipeline.execution.isolation import Isolation
+from medfocus.pipeline.execution.block import blank_row
 from medfocus.pipeline.execution.read import block_of, read_shard
+from medfocus.pipeline.isolation.failure import fail_shard
+from medfocus.pipeline.isolation.isolation import Isolation
 from medfocus.stages.batch import Batch, fail
 from medfocus.stages.decode import Decode
 
@@ -21,7 +24,7 @@ def read_and_decode(
     row, with 0 in ``shard_rows``. A shard that cannot be read becomes one blank row that says why.
 
     Args:
-        batch: one row, whose columns are the fields of the shard's manifest entry.
+        batch: one row with ``entry``, the fields of the shard's manifest entry as JSON.
         source: prefix of the shards.
         decode: options of the decode stage.
         labelled_only: leave rows without a label out.
@@ -30,9 +33,7 @@ def read_and_decode(
     Raises:
         AccessError: storage may not be used at all; the run ends.
     """
-    shard = ShardEntry(
-        **{name: column[0].item() if hasattr(column[0], "item") else column[0] for name, column in batch.items()}
-    )
+    shard = ShardEntry.of(json.loads(str(batch["entry"][0])))
     try:
         rows = block_of(read_shard(shard, source), labelled_only)
     except AccessError:
@@ -44,7 +45,6 @@ def read_and_decode(
         rows = blank_row()
         fail(rows, 0, "read", "NoLabel", "no row of the shard has a label")
     size = len(rows["image_id"])
-    rows |= {"shard": np.full(size, shard.sha256, object), "shard_rows": np.full(size, count)}
+    rows |= {"shard": np.full(size, shard.key, object), "shard_rows": np.full(size, count)}
     decoded = isolation(Decode(**decode), rows)
-    del decoded["media_type"]
-    return decoded
+    return {name: column for name, column in decoded.items() if name not in ("media_type", "window")}

@@ -6,6 +6,7 @@ retried after the other shards. Ray Data repeats the tasks of a dead worker with
 makes sure that a poison row does not kill workers without limit.
 """
 
+import json
 import random
 import time
 from collections import Counter
@@ -26,11 +27,11 @@ from medfocus.pipeline.console.logs import Progress, log
 from medfocus.pipeline.data.manifest import ShardEntry
 from medfocus.pipeline.errors import MedFocusError
 from medfocus.pipeline.execution.actor import ENVIRONMENT, ModelActor
-from medfocus.pipeline.execution.block import FAILURE
 from medfocus.pipeline.execution.decode import read_and_decode
-from medfocus.pipeline.execution.isolation import Isolation
 from medfocus.pipeline.execution.job import JobSpec
-from medfocus.pipeline.execution.journal import open_journal
+from medfocus.pipeline.isolation.failure import FAILURE
+from medfocus.pipeline.isolation.isolation import Isolation
+from medfocus.pipeline.isolation.journal import open_journal
 
 # How often a shard is tried, and the seconds before its second try. Each later try waits twice as long.
 _MOST_TRIES, _FIRST_WAIT = 4, 2.0
@@ -51,7 +52,7 @@ class RunSummary:
     Args:
         written: number of rows written.
         retried: number of retries, each of one shard.
-        failures: reasons why shards could not be finished, by digest.
+        failures: reasons why shards could not be finished, by key.
     """
 
     written: int = 0
@@ -64,8 +65,8 @@ class PassOutcome:
     """Outcome of one pass over shards.
 
     Args:
-        retryable: digests of the shards that are not finished and are worth a retry.
-        failed: digests of the shards for which a worker reported a failure. Shards that are neither finished nor failed
+        retryable: keys of the shards that are not finished and are worth a retry.
+        failed: keys of the shards for which a worker reported a failure. Shards that are neither finished nor failed
             were lost with a process.
         finished: number of finished shards.
     """
@@ -105,16 +106,16 @@ def run_shards(
         # If a process was lost, only shards with a failure of their own have used up a try, as long as some shards were
         # finished.
         tries.update(outcome.failed if outcome.finished else outcome.retryable)
-        todo = [shard for shard in todo if shard.sha256 in outcome.retryable and tries[shard.sha256] < _MOST_TRIES]
+        todo = [shard for shard in todo if shard.key in outcome.retryable and tries[shard.key] < _MOST_TRIES]
         if todo:
             summary.retried += len(todo)
-            cause = summary.failures[todo[0].sha256]
+            cause = summary.failures[todo[0].key]
             log.warning("%d shards are tried again; %s: %s", len(todo), todo[0].name, cause)
-            time.sleep(_wait(max(tries[shard.sha256] for shard in todo)))
-    unfinished = [shard for shard in shards if shard.sha256 in summary.failures]
+            time.sleep(_wait(max(tries[shard.key] for shard in todo)))
+    unfinished = [shard for shard in shards if shard.key in summary.failures]
     if unfinished:
         raise MedFocusError(
-            f"{summary.failures[unfinished[0].sha256]} ({len(unfinished)} of {len(shards)} shards could not be"
+            f"{summary.failures[unfinished[0].key]} ({len(unfinished)} of {len(shards)} shards could not be"
             " finished, the others are; the same call goes on with them)"
         )
     return summary
@@ -134,20 +135,20 @@ def _run_pass(
     most_quarantined: float | None,
 ) -> PassOutcome:
     """Try each shard once; adds to ``summary`` what is written, and the failures of this pass."""
-    outcome = PassOutcome({shard.sha256 for shard in shards})
+    outcome = PassOutcome({shard.key for shard in shards})
     loss = _LOST_ROWS
     try:
         for result in _stream(shards, job, plan):
-            digest = result["shard"]
+            key = result["shard"]
             if result[FAILURE]:
-                summary.failures[digest] = result[FAILURE]
-                outcome.failed.add(digest)
+                summary.failures[key] = result[FAILURE]
+                outcome.failed.add(key)
                 if result["permanent"]:
-                    outcome.retryable.discard(digest)
+                    outcome.retryable.discard(key)
                 continue
-            outcome.retryable.discard(digest)
+            outcome.retryable.discard(key)
             outcome.finished += 1
-            summary.failures.pop(digest, None)
+            summary.failures.pop(key, None)
             summary.written += result["written"]
             progress.add(result["rows"], result["quarantined"])
             if most_quarantined is not None:
@@ -158,8 +159,8 @@ def _run_pass(
         if getattr(cause, "actor_init_failed", False) and not names_device_error(str(cause)):
             raise
         loss = reason(cause)
-    for digest in outcome.retryable - outcome.failed:
-        summary.failures[digest] = loss
+    for key in outcome.retryable - outcome.failed:
+        summary.failures[key] = loss
     return outcome
 
 
@@ -188,7 +189,7 @@ def _stream(shards: Sequence[ShardEntry], job: JobSpec, plan: ResourcePlan) -> I
 
 def _execute(shards: Sequence[ShardEntry], job: JobSpec, plan: ResourcePlan) -> Iterator[dict[str, Any]]:
     """Run shards through the stages; yields the summary of each (see ``commit_rows``), in the order they end."""
-    items = [asdict(shard) for shard in shards]
+    items = [{"entry": json.dumps(asdict(shard))} for shard in shards]
     journal = open_journal()
     decode_arguments = {
         "source": job.source,

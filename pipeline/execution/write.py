@@ -9,8 +9,8 @@ from medfocus.pipeline.data import records
 from medfocus.pipeline.data.commit import Output
 from medfocus.pipeline.data.storage import AccessError, StorageError
 from medfocus.pipeline.errors import MedFocusError, ShardError
-from medfocus.pipeline.execution.block import FAILURE
 from medfocus.pipeline.execution.job import Provenance
+from medfocus.pipeline.isolation.failure import FAILURE
 from medfocus.stages.batch import well
 
 
@@ -26,7 +26,7 @@ def commit_rows(batch: dict[str, np.ndarray], output: Output, provenance: Proven
 
     Returns:
         The summary of the shard, as a batch of one row: the number of its ``rows``, of those ``written`` and of those
-        ``quarantined``; ``shard``, its digest; ``failure``, why it was not finished (empty if it was); and
+        ``quarantined``; ``shard``, its key; ``failure``, why it was not finished (empty if it was); and
         ``permanent``, whether another try would fail too.
 
     Raises:
@@ -74,6 +74,7 @@ def _identity_columns(batch: dict[str, np.ndarray], rows: np.ndarray) -> dict[st
         "image_id": batch["image_id"][rows].tolist(),
         "patient_id": _or_null(batch["patient_id"][rows]),
         "site": _or_null(batch["site"][rows]),
+        "split": _or_null(batch["split"][rows]),
     }
 
 

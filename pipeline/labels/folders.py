@@ -22,11 +22,13 @@ class FolderClasses(NamedTuple):
         classes: class of each image; None where it has none.
         splits: names of the folders that are splits.
         beside_splits: number of images that are not below a split.
+        images: number of images of each name that was given.
     """
 
     classes: list[str | None]
     splits: list[str]
     beside_splits: int
+    images: Sequence[int]
 
     def log(self) -> None:
         """Log the classes and the splits."""
@@ -38,14 +40,16 @@ class FolderClasses(NamedTuple):
             )
         if self.beside_splits:
             log.warning("%d images lie beside the splits and have no class", self.beside_splits)
-        classes = Counter(name for name in self.classes if name is not None)
+        classes: Counter[str] = Counter()
+        for name, images in zip(self.classes, self.images, strict=True):
+            classes.update({} if name is None else {name: images})
         event("classes named by folders:", classes=format_classes(classes))
         if len(classes) == 1:
             log.warning("all images with a class are of one class; if its folder is no class, give --labels")
         warn_of_like_classes(classes)
 
 
-def folder_classes(names: Sequence[str]) -> FolderClasses:
+def folder_classes(names: Sequence[str], images: Sequence[int] | None = None) -> FolderClasses:
     """Take the class of each image from its folder.
 
     The folders of a level are splits on two conditions. All of them, or at least two, have names of splits, or one is
@@ -53,25 +57,27 @@ def folder_classes(names: Sequence[str]) -> FolderClasses:
     beside the splits has no class.
 
     Args:
-        names: path of each image below the source, with slashes.
+        names: path of each image below the source, with slashes; one of each folder suffices.
+        images: number of images that each name stands for; None for one each.
     """
+    images = [1] * len(names) if images is None else images
     # Keys of objects may have parts that name no folder.
     folders = [[part for part in name.split("/")[:-1] if part not in ("", ".", "..")] for name in names]
     above = _level_of_splits([parts for parts in folders if parts])
     if above is None:
-        return FolderClasses([normal_form(parts[0]) if parts else None for parts in folders], [], 0)
+        return FolderClasses([normal_form(parts[0]) if parts else None for parts in folders], [], 0, images)
     classes: list[str | None] = []
     splits = set()
     beside = 0
-    for parts in folders:
+    for parts, count in zip(folders, images, strict=True):
         split = parts[above] if len(parts) > above else ""
         if split.casefold() in SPLITS:
             splits.add(split)
             classes.append(normal_form(parts[above + 1]) if len(parts) > above + 1 else None)
         else:
-            beside += 1
+            beside += count
             classes.append(None)
-    return FolderClasses(classes, sorted(splits), beside)
+    return FolderClasses(classes, sorted(splits), beside, images)
 
 
 def _level_of_splits(folders: Sequence[Sequence[str]]) -> int | None:

@@ -1,299 +1,321 @@
-"""Finds the image that each row of a label file names.
+"""Joins label files with the items of an archive: by the name of the file, or by an id of its header.
 
-A name is the ``image_id`` of an image, or the same path in another spelling. The closest spelling counts, and the log
-says which were needed. A name that fits several images equally well is joined to none of them.
+A row goes by the most specific key that it has: the name of the file, then the UIDs of the instance, the series and the
+study, then the accession number. ``patient_id`` is a key only in a file without any other. Of several files, the first
+that gives an image a value counts.
 """
 
-import re
-import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from enum import IntEnum
-from pathlib import PurePosixPath
-from urllib.parse import unquote, unquote_to_bytes
+from functools import lru_cache
+from itertools import groupby
+from operator import itemgetter
+from typing import NamedTuple
 
-from medfocus.pipeline.console.logs import event, log
-from medfocus.pipeline.data.local_tree import decoded
+import numpy as np
+
 from medfocus.pipeline.errors import UsageError
-from medfocus.pipeline.labels.reader import LabelFile, LabelRow, strip_blanks
+from medfocus.pipeline.labels.ids import KEYS, IdMatches, Key, match_ids, match_item_names
+from medfocus.pipeline.labels.items import Item, ItemNames, Items, Pseudonym, keep_text
+from medfocus.pipeline.labels.names import WAY_TEXTS, NameMatches, Way, match_names
+from medfocus.pipeline.labels.near_misses import Miss, find_near_misses
+from medfocus.pipeline.labels.reader import LabelFile, LabelRow
+from medfocus.pipeline.labels.report import FileReport, LabelReport
+
+# Results of merged rows that are kept at hand: the images of a study mostly follow each other.
+_MERGED = 4096
+_NAME_COLUMNS = ("file", "image_id")
+_THINGS = {"label": "labels", "patient_id": "patients", "site": "sites"}
 
 
-class Way(IntEnum):
-    """How the spelling of a name differs from the image, the closest first."""
+class Values(NamedTuple):
+    """What label files say of an image; None where they say nothing.
 
-    EXACT = 0
-    FILE_NAME = 1  # the image_id is the file's name in URL encoding
-    PATH = 2
-    UNICODE = 3
-    CASE = 4
-    NO_SUFFIX = 5
-    URL = 6
+    Args:
+        label: its class.
+        patient_id: pseudonym of its patient.
+        site: where it is from.
+    """
 
-
-_WAY_TEXTS = {
-    Way.FILE_NAME: "by the name of the file",
-    Way.PATH: "by another spelling of the path",
-    Way.UNICODE: "by another Unicode form",
-    Way.CASE: "by another letter case",
-    Way.NO_SUFFIX: "without the suffix",
-    Way.URL: "in URL encoding",
-}
-_LOCAL_URI = re.compile(r"file:/+(localhost/+)?", re.IGNORECASE)
+    label: str | None = None
+    patient_id: str | None = None
+    site: str | None = None
 
 
 @dataclass
 class Join:
-    """The rows that name an image.
+    """What label files say of the items of an archive.
 
     Args:
-        rows: label, patient and site of each image, by image_id; rows of the same image are merged.
-        ways: number of images by the way in which they were found.
-        folder: whether all names have the same folder in front that is not in the path of the source; it is taken for
-            the source.
-        absent: number of different names with a label that name no image.
-        ambiguous: lines whose names fit several images.
+        index: int32 [N], index into ``values`` for each item, in the order of the items.
+        values: the different values.
+        report: counts and lines.
     """
 
-    rows: dict[str, LabelRow] = field(default_factory=dict)
-    ways: Counter[Way] = field(default_factory=Counter)
-    folder: bool = False
-    absent: int = 0
-    ambiguous: list[int] = field(default_factory=list)
+    index: np.ndarray
+    values: Sequence[Values]
+    report: LabelReport
 
-    def log(self, images: Collection[str] | None = None) -> None:
-        """Log counts of the rows that were joined, and of the ways.
-
-        Args:
-            images: ``image_id`` of the images that are used; None where all are.
-        """
-        loosely = {_WAY_TEXTS[way]: count for way, count in sorted(self.ways.items()) if way != Way.EXACT}
-        used = self.rows if images is None else self.rows.keys() & set(images)
-        labelled = sum(self.rows[image].label is not None for image in used)
-        unlabelled = {} if images is None else {"images_without_label": len(images) - labelled}
-        event("labels joined", images=len(used), **unlabelled)
-        if loosely:
-            log.info("labels joined loosely: %s", ", ".join(f"{count} {way}" for way, count in loosely.items()))
-        if self.folder:
-            log.warning("all names have the same other folder in front of them; check that they are of these images")
-        if self.absent:
-            log.warning("%d labels name no image of the source and are left out", self.absent)
-        if self.ambiguous:
-            log.warning(
-                "%d labels fit several images and are left out, the first in line %d; write the image's whole name",
-                len(self.ambiguous),
-                self.ambiguous[0],
-            )
+    def of(self, items: Iterable[Item]) -> Iterator[tuple[Item, Values]]:
+        """Each item with what the files say of it; the patient of an item's header comes before that of a file."""
+        for item, place in zip(items, self.index, strict=True):
+            values = self.values[place]
+            yield item, values if item.patient_id is None else values._replace(patient_id=item.patient_id)
 
 
-def join_labels(labels: LabelFile, images: Callable[[], Iterable[str]], folders: Sequence[str] = ()) -> Join:
-    """Find the image that each row names.
-
-    Where the file has both columns, ``file`` names the images, unless ``image_id`` names more of them. A row that is
-    empty in one column goes by the other.
+def join_labels(
+    files: Sequence[LabelFile],
+    items: Items,
+    folders: Sequence[str] = (),
+    pseudonym: Pseudonym = keep_text,
+    item_names: ItemNames | None = None,
+) -> Join:
+    """Find what label files say of each item.
 
     Args:
-        labels: the label file.
-        images: gives the ``image_id`` of every image. It may be called several times, so that the images need not all
-            be in memory.
+        files: the label files; of two that give an image a value, the first counts.
+        items: gives every item, in the same order at each call.
         folders: paths and URIs of the source, which may stand in front of a name.
+        pseudonym: gives the pseudonym of an id; patients of the files are pseudonyms in the result.
+        item_names: gives the names of an item by its path, where items have names in place of paths.
 
     Raises:
-        UsageError: rows give one image two labels, patients or sites.
+        UsageError: rows of one file give one image two labels, patients or sites.
     """
-    columns = [column for column in ("file", "image_id") if column in labels.columns]
-    candidates = [_match_rows(labels, first, images, folders) for first in columns]
-    return _merge(labels, max(candidates, key=lambda matches: matches.joined))  # the first of equals
+    count = sum(1 for _ in items())
+    joins = [_join_file(file, items, count, folders, pseudonym, item_names) for file in files]
+    report = LabelReport([join.report for join in joins], images=count)
+    named = np.zeros(count, bool)
+    for join in joins:
+        named[np.frombuffer(join.positions, np.int64)] = True
+    report.joined = int(named.sum())
+    values, index = _unite(joins, count, report)
+    result = Join(index, values, report)
+    _count(result, items)
+    return result
+
+
+def check_joined(join: Join, files: Sequence[LabelFile], place: str) -> None:
+    """Check that each label file names images.
+
+    Args:
+        join: the join of the files.
+        files: the files.
+        place: URI of the archive, for the message.
+
+    Raises:
+        UsageError: a file names no image.
+    """
+    for file, report in zip(files, join.report.files, strict=True):
+        if report.images:
+            continue
+        hint = "".join(f"; {kind.value}" for kind in list(report.near)[:1])
+        column = next(column for column in file.columns if column != "label")
+        raise UsageError(
+            f"{file.uri}: names no image below {place} (read as {file.format}){hint}; write the path of each image"
+            f" below SOURCE, or its ids, into its column {column}"
+        )
 
 
 @dataclass
-class _Matches:
-    """The images that rows name.
+class _FileJoin:
+    """The rows of one label file that name items.
 
     Args:
-        names: name in each row; None where there is none.
-        images: by the index of a row, the closest way in which it names images, and those images.
-        folder: as in ``Join``.
+        report: counts and lines.
+        positions: position of an item, for each pair of an item and a row that names it.
+        rows: index of the row, for each pair.
+        ranks: how the row names the item, for each pair; the closest has the lowest.
+        values: the different values of items; the first says nothing.
+        index: int32 [N], index into ``values`` for each item.
     """
 
-    names: list[str | None]
-    images: dict[int, tuple[Way, set[str]]] = field(default_factory=dict)
-    folder: bool = False
-
-    @property
-    def joined(self) -> int:
-        """Number of rows that name one image."""
-        return sum(len(images) == 1 for _, images in self.images.values())
-
-    def add(self, row: int, way: Way, image: str) -> None:
-        """Add an image that a row names; a closer way replaces the images of a looser one."""
-        best, images = self.images.get(row, (way, set()))
-        if way < best:
-            self.images[row] = way, {image}
-        elif way == best:
-            images.add(image)
-            self.images[row] = way, images
+    report: FileReport
+    positions: array = field(default_factory=lambda: array("q"))
+    rows: array = field(default_factory=lambda: array("q"))
+    ranks: array = field(default_factory=lambda: array("q"))
+    values: list[Values] = field(default_factory=lambda: [Values()])
+    index: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
 
 
-def _match_rows(labels: LabelFile, first: str, images: Callable[[], Iterable[str]], folders: Sequence[str]) -> _Matches:
-    """Match rows with images by their exact names, then the rows that are left by other spellings.
-
-    Args:
-        labels: the label file.
-        first: the column that names the images; an empty row goes by the other column.
-        images: as in ``join_labels``.
-        folders: as in ``join_labels``.
-    """
-    second = "image_id" if first == "file" else "file"
-    matches = _Matches([getattr(row, first) or getattr(row, second) for row in labels.rows])
-    by_name: dict[str, list[int]] = defaultdict(list)
-    for row, name in enumerate(matches.names):
-        if name is not None:
-            by_name[name].append(row)
-    for image in images():
-        for way, name in ((Way.EXACT, image), (Way.FILE_NAME, _file_name(image))):
-            for row in by_name.get(name, ()) if name else ():
-                matches.add(row, way, image)
-    left = [row for row, name in enumerate(matches.names) if name is not None and row not in matches.images]
-    if left:
-        fronts = sorted({_path(folder) for folder in folders if _path(folder)}, key=len, reverse=True)
-        _match_loosely(matches, left, images, fronts)
-        if not matches.images and (front := _common_folder(matches, left, images)):
-            matches.folder = not any(f"/{source}".endswith(f"/{front}") for source in fronts)
-            _match_loosely(matches, left, images, [front])
-    return matches
-
-
-def _match_loosely(
-    matches: _Matches, rows: Sequence[int], images: Callable[[], Iterable[str]], fronts: list[str]
-) -> None:
-    """Match rows by other spellings of their names.
-
-    Args:
-        matches: takes the images.
-        rows: indices of the rows.
-        images: as in ``join_labels``.
-        fronts: folders that are removed from the front of a name.
-    """
-    paths: dict[str, list[tuple[int, str, bool]]] = defaultdict(list)
-    for row in rows:
-        for path, encoded in _spellings(str(matches.names[row])):
-            path = _strip_front(path, fronts)
-            paths[_fold(path)].append((row, path, encoded))
-    for image in images():
-        for spelling in filter(None, (image, _file_name(image))):
-            own = _path(spelling)
-            for row, path, encoded in paths.get(_fold(own), ()):
-                matches.add(row, Way.URL if encoded else _way(own, path), image)
-            bare = _strip_suffix(own)
-            for row, _, encoded in paths.get(_fold(bare), ()) if bare != own else ():
-                matches.add(row, Way.URL if encoded else Way.NO_SUFFIX, image)
-
-
-def _way(own: str, path: str) -> Way:
-    """How a path differs from that of the image, where both are equal but for their Unicode form and letter case."""
-    if own == path:
-        return Way.PATH
-    return Way.UNICODE if _form(own) == _form(path) else Way.CASE
-
-
-def _common_folder(matches: _Matches, rows: Sequence[int], images: Callable[[], Iterable[str]]) -> str:
-    """The one folder in front of all names that end as an image does; empty where there is none, or several."""
-    ends: dict[str, list[tuple[int, str]]] = defaultdict(list)
-    for row in rows:
-        for path, _ in _spellings(str(matches.names[row])):
-            parts = path.split("/")
-            for cut in range(1, len(parts)):
-                ends[_fold("/".join(parts[cut:]))].append((row, "/".join(parts[:cut])))
-    fronts: dict[int, set[str]] = defaultdict(set)
-    for image in images():
-        own = _path(image)
-        for end in {_fold(own), _fold(_strip_suffix(own))}:
-            for row, front in ends.get(end, ()):
-                fronts[row].add(front)
-    common = set.intersection(*fronts.values()) if fronts else set()
-    return common.pop() if len(common) == 1 else ""
-
-
-def _merge(labels: LabelFile, matches: _Matches) -> Join:
-    """Merge the rows of each image."""
-    join = Join(folder=matches.folder)
-    rows_by_image: dict[str, list[int]] = defaultdict(list)
-    ways: dict[str, Way] = {}
-    matched_names = set()
-    for row, (way, images) in sorted(matches.images.items()):
-        matched_names.add(matches.names[row])
-        if len(images) > 1:
-            join.ambiguous.append(labels.rows[row].line)
+def _join_file(
+    labels: LabelFile,
+    items: Items,
+    count: int,
+    folders: Sequence[str],
+    pseudonym: Pseudonym,
+    item_names: ItemNames | None,
+) -> _FileJoin:
+    """Match the rows of a label file with items, key by key, and merge the rows of each item."""
+    join = _FileJoin(FileReport(labels.uri, len(labels.rows)))
+    misses: dict[int, Miss] = {}
+    left = set(range(len(labels.rows)))
+    keys = _keys(labels)
+    for number, key in enumerate(keys):
+        if key is None:
+            matches = _match_names(labels, items, folders, item_names)
+        else:
+            texts = {row: getattr(labels.rows[row], key.column) for row in sorted(left)}
+            texts = {row: text for row, text in texts.items() if text is not None}
+            matches = match_ids(texts, key, items, pseudonym)
+        misses |= {
+            row: Miss(labels.rows[row].line, key, text)
+            for row, text in matches.texts.items()
+            if matches.is_missing(row)
+        }
+        if not matches.found and not matches.ambiguous and number < len(keys) - 1:
+            if matches.texts:
+                join.report.unused_columns.append("file" if key is None else key.column)
             continue
-        image = next(iter(images))
-        rows_by_image[image].append(row)
-        ways[image] = min(way, ways.get(image, way))
-    for image, rows in rows_by_image.items():
-        join.rows[image] = _merge_rows(labels, image, [labels.rows[row] for row in rows])
-    join.ways = Counter(ways.values())
-    names = {name for name, row in zip(matches.names, labels.rows, strict=True) if row.label is not None}
-    join.absent = len(names - matched_names - {None})
+        _add(join, key, matches, labels)
+        left -= matches.texts.keys()
+        misses = {row: miss for row, miss in misses.items() if row not in matches.texts or matches.is_missing(row)}
+    _report_misses(join.report, labels, misses, items, pseudonym)
+    _merge(join, labels, count, pseudonym)
+    if any(values.patient_id for values in join.values):
+        _compare_patients(join, labels, items)
     return join
 
 
-def _merge_rows(labels: LabelFile, image: str, rows: Sequence[LabelRow]) -> LabelRow:
-    """One row with the values of all rows of an image.
+def _keys(labels: LabelFile) -> list[Key | None]:
+    """The keys of a label file, the most specific first; None is the name of the file."""
+    keys: list[Key | None] = [None] if set(_NAME_COLUMNS) & set(labels.columns) else []
+    keys += [key for key in KEYS if key.column in labels.columns]
+    return [key for key in keys if key is None or key.column != "patient_id" or len(keys) == 1]
+
+
+def _match_names(
+    labels: LabelFile, items: Items, folders: Sequence[str], item_names: ItemNames | None
+) -> NameMatches | IdMatches:
+    """Match rows by names of files.
+
+    Where the file has both columns, ``file`` names the images, unless ``image_id`` names more of them. A row that is
+    empty in one column goes by the other.
+    """
+    candidates: list[NameMatches | IdMatches] = []
+    for first in (column for column in _NAME_COLUMNS if column in labels.columns):
+        second = "image_id" if first == "file" else "file"
+        texts = enumerate(getattr(row, first) or getattr(row, second) for row in labels.rows)
+        names = {row: text for row, text in texts if text is not None}
+        candidates.append(match_names(names, items, folders))
+        if item_names:
+            candidates.append(match_item_names(names, item_names, items))
+    return max(candidates, key=lambda matches: matches.found)  # the first of equals
+
+
+def _add(join: _FileJoin, key: Key | None, matches: NameMatches | IdMatches, labels: LabelFile) -> None:
+    """Add the matches of a key to the join of a file."""
+    offset = 0 if key is None else len(Way) + KEYS.index(key)
+    for position, row, way in matches.pairs():
+        join.positions.append(position)
+        join.rows.append(row)
+        join.ranks.append(way + offset)
+    join.report.ambiguous += [labels.rows[row].line for row in matches.ambiguous]
+    if isinstance(matches, NameMatches):
+        join.report.folder = matches.folder
+
+
+def _how(rank: int) -> tuple[str, str]:
+    """The column and the text of the way in which a row names an item."""
+    return ("file", WAY_TEXTS.get(Way(rank), "")) if rank < len(Way) else (KEYS[rank - len(Way)].column, "")
+
+
+def _report_misses(
+    report: FileReport, labels: LabelFile, misses: dict[int, Miss], items: Items, pseudonym: Pseudonym
+) -> None:
+    labelled = [miss for row, miss in sorted(misses.items()) if labels.rows[row].label is not None]
+    report.absent = len({(miss.key and miss.key.column, miss.text) for miss in labelled})
+    report.absent_lines = [miss.line for miss in labelled]
+    if labelled:
+        report.near = find_near_misses(labelled, items, pseudonym)
+
+
+def _merge(join: _FileJoin, labels: LabelFile, count: int, pseudonym: Pseudonym) -> None:
+    """Merge the rows of each item.
 
     Raises:
         UsageError: the rows contradict each other.
     """
-    merged = {}
-    for column in ("label", "patient_id", "site"):
+    join.index = np.zeros(count, np.int32)
+    places = {Values(): 0}
+    ranks: Counter[int] = Counter()
+
+    @lru_cache(_MERGED)
+    def place_of(rows: tuple[int, ...]) -> int:
+        return places.setdefault(_merge_rows(labels, [labels.rows[row] for row in rows], pseudonym), len(places))
+
+    positions = np.frombuffer(join.positions, np.int64)
+    order = np.lexsort((np.frombuffer(join.rows, np.int64), positions))
+    pairs = ((join.positions[pair], join.rows[pair], join.ranks[pair]) for pair in order)
+    for position, group in groupby(pairs, key=itemgetter(0)):
+        members = list(group)
+        ranks[min(rank for _, _, rank in members)] += 1
+        join.index[position] = place_of(tuple(row for _, row, _ in members))
+    join.values = list(places)
+    for rank, images in sorted(ranks.items()):
+        join.report.images[_how(rank)] += images
+
+
+def _merge_rows(labels: LabelFile, rows: Sequence[LabelRow], pseudonym: Pseudonym) -> Values:
+    """The values of all rows of an item.
+
+    Raises:
+        UsageError: the rows contradict each other.
+    """
+    merged: dict[str, str | None] = {}
+    for column, things in _THINGS.items():
         lines = {getattr(row, column): row.line for row in reversed(rows) if getattr(row, column) is not None}
         if len(lines) > 1:
             first, other = sorted(lines.values())[:2]
-            thing = {"label": "labels", "patient_id": "patients", "site": "sites"}[column]
-            raise UsageError(f"{labels.uri}: lines {first} and {other} give two {thing} to {image}; keep one of them")
+            raise UsageError(f"{labels.uri}: lines {first} and {other} give one image two {things}; keep one of them")
         merged[column] = next(iter(lines), None)
-    return rows[0]._replace(label=merged["label"], patient_id=merged["patient_id"], site=merged["site"])
+    if (patient := merged["patient_id"]) is not None:
+        merged["patient_id"] = pseudonym("patient", patient)
+    return Values(**merged)
 
 
-def _spellings(name: str) -> Iterator[tuple[str, bool]]:
-    """The path that a name is (False), and the path that it is in URL encoding (True), where that is another."""
-    path = _path(name)
-    if path:
-        yield path, False
-    if "%" in name and (other := _path(unquote(name))) != path:
-        yield other, True
+def _compare_patients(join: _FileJoin, labels: LabelFile, items: Items) -> None:
+    """Report the lines that give an item another patient than its header."""
+    wrong = np.zeros(len(join.index), bool)
+    for position, (item, place) in enumerate(zip(items(), join.index, strict=True)):
+        patient = join.values[place].patient_id
+        wrong[position] = None not in (patient, item.patient_id) and patient != item.patient_id
+    rows = {row for position, row in zip(join.positions, join.rows, strict=True) if wrong[position]}
+    join.report.other_patients = sorted(labels.rows[row].line for row in rows)
 
 
-def _path(name: str) -> str:
-    """A path with single slashes between its parts, without blanks at the ends of a part."""
-    parts = map(strip_blanks, _LOCAL_URI.sub("/", strip_blanks(name)).replace("\\", "/").split("/"))
-    return "/".join(part for part in parts if part not in ("", "."))
+def _unite(joins: Sequence[_FileJoin], count: int, report: LabelReport) -> tuple[list[Values], np.ndarray]:
+    """The values of all files, of which the first counts."""
+    if not joins:
+        return [Values()], np.zeros(count, np.int32)
+    if len(joins) == 1:
+        return joins[0].values, joins[0].index
+    combinations, index, sizes = np.unique(
+        np.stack([join.index for join in joins], axis=1), axis=0, return_inverse=True, return_counts=True
+    )
+    values = []
+    for combination, size in zip(combinations, sizes, strict=True):
+        told = [join.values[place] for join, place in zip(joins, combination, strict=True)]
+        columns = [[value for value in column if value is not None] for column in zip(*told, strict=True)]
+        values.append(Values(*(column[0] if column else None for column in columns)))
+        report.overridden += int(size) * any(len(column) > 1 for column in columns)
+        report.conflicts += int(size) * any(len(set(column)) > 1 for column in columns)
+    return values, index.reshape(-1).astype(np.int32)
 
 
-def _strip_front(path: str, fronts: Iterable[str]) -> str:
-    """A path without the first of these folders that it begins with."""
-    folded = _fold(path)
-    for front in fronts:
-        if folded.startswith(_fold(front) + "/"):
-            return "/".join(path.split("/")[len(front.split("/")) :])
-    return path
-
-
-def _strip_suffix(path: str) -> str:
-    return path[: len(path) - len(PurePosixPath(path).suffix)]
-
-
-def _form(text: str) -> str:
-    return unicodedata.normalize("NFC", text)
-
-
-def _fold(text: str) -> str:
-    """A text without differences of Unicode form and letter case."""
-    return _form(_form(text).casefold())
-
-
-def _file_name(image: str) -> str:
-    """The file name of an image whose image_id is in URL encoding; empty for other images."""
-    if "%" not in image:
-        return ""
-    name = decoded(unquote_to_bytes(image))
-    return "" if name == image else name
+def _count(join: Join, items: Items) -> None:
+    """Count images, classes, patients and sites."""
+    report = join.report
+    patients: set[str] = set()
+    for _, values in join.of(items()):
+        if values.label is None:
+            continue
+        report.classes[values.label] += 1
+        report.sites.update([values.site] if values.site is not None else [])
+        if values.patient_id is None:
+            report.without_patient += 1
+        else:
+            patients.add(values.patient_id)
+    report.patients = len(patients)

@@ -17,23 +17,23 @@ from typing import Any, NamedTuple
 from medfocus.pipeline.console.logs import event, log
 from medfocus.pipeline.data.storage import Location
 from medfocus.pipeline.errors import UsageError
+from medfocus.pipeline.labels.columns import COLUMNS, ID_COLUMNS, INVISIBLE, column_of, columns_of, places_of
 from medfocus.pipeline.labels.tables import Table, read_table
 
-COLUMNS = ("file", "image_id", "label", "patient_id", "site")
 # Characters without width. They are removed at the ends of a value, and inside a class as well; the two joiners stay
 # inside a class, since some languages need them.
 _JOINERS = "\u200c\u200d"
-_INVISIBLE = "\u00ad\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff"
-_INSIDE = re.compile(f"[{_INVISIBLE}]")
-_ENDS = re.compile(rf"^[\s{_INVISIBLE}{_JOINERS}]+|[\s{_INVISIBLE}{_JOINERS}]+$")
+_INSIDE = re.compile(f"[{INVISIBLE}]")
+_ENDS = re.compile(rf"^[\s{INVISIBLE}{_JOINERS}]+|[\s{INVISIBLE}{_JOINERS}]+$")
 _BLANKS = re.compile(r"\s+")
-# UTF-8's byte order mark where a file in UTF-8 was read as Windows-1252 and saved again.
-_MARK_AS_TEXT = "\u00ef\u00bb\u00bf"
 _NONE = frozenset({"", "nan"})
-# Texts for an unknown patient; a class or a site may be called NA.
-_NO_PATIENT = frozenset({"na", "n/a", "<na>", "none", "null"})
+# Texts for an unknown id; a class or a site may be called NA.
+_NO_ID = frozenset({"na", "n/a", "<na>", "none", "null"})
+_IDS = frozenset({*ID_COLUMNS, "patient_id"})
 _WHOLE = re.compile(r"([+-]?\d+)\.0+")
 _WHOLE_WITH_COMMA = re.compile(r"([+-]?\d+)(?:,0+)?")
+# A larger number in floating point stands for several whole numbers; its text shows that it was rounded.
+_LARGEST_WHOLE = 2**53
 # Most classes in a line of the log, and most letters of each: a wrong column may hold anything.
 _MOST_CLASSES, _MOST_LETTERS = 20, 40
 
@@ -42,11 +42,15 @@ class LabelRow(NamedTuple):
     """One row of a label file; empty values are None. ``file`` and ``image_id`` are as written in the file."""
 
     line: int
-    file: str | None
-    image_id: str | None
-    label: str | None
-    patient_id: str | None
-    site: str | None
+    file: str | None = None
+    image_id: str | None = None
+    label: str | None = None
+    patient_id: str | None = None
+    site: str | None = None
+    sop_instance_uid: str | None = None
+    series_instance_uid: str | None = None
+    study_instance_uid: str | None = None
+    accession_number: str | None = None
 
 
 @dataclass(frozen=True)
@@ -93,8 +97,9 @@ class LabelFile:
 def read_labels(location: Location) -> LabelFile:
     """Read a label file: CSV in any dialect, Parquet, or Excel.
 
-    The header names, in any letter case, ``file`` or ``image_id`` or both, ``label``, and, where they are known,
-    ``patient_id`` and ``site``. An empty value and ``nan`` mean that a value is not known.
+    The header names, in any letter case, ``label``, what the rows are about (``file``, ``image_id``, a UID,
+    ``accession_number`` or ``patient_id``), and, where they are known, ``patient_id`` and ``site``. An empty value and
+    ``nan`` mean that a value is not known.
 
     Args:
         location: the label file.
@@ -105,8 +110,8 @@ def read_labels(location: Location) -> LabelFile:
     if not location.exists() or location.is_folder():
         raise UsageError(f"{location.uri}: no such label file; correct --labels")
     content = location.read()
-    table = read_table(content, location.uri, lambda header: len(set(_known(header))))
-    places = _places(table.header, location.uri)
+    table = read_table(content, location.uri, lambda header: len(set(columns_of(header))))
+    places = places_of(table.header, location.uri)
     rows = list(_rows(table, places, location.uri))
     written = [row.label for row in rows]
     numbers = _decimal_comma(written, table)
@@ -176,42 +181,13 @@ def format_list(items: Sequence[str]) -> str:
     return ", ".join(items[:_MOST_CLASSES]) + (f" and {more} more" if more > 0 else "")
 
 
-def _known(header: Sequence[str]) -> list[str]:
-    """The known columns that a header names, with repetitions."""
-    return [name for name in map(_column, header) if name]
-
-
-def _column(name: str) -> str:
-    """The known column that a name of a header means, whatever its letter case and blanks; else empty."""
-    name = _INSIDE.sub("", name).removeprefix(_MARK_AS_TEXT)
-    letters = re.sub(r"[\s_-]", "", unicodedata.normalize("NFKC", name)).casefold()
-    return {column.replace("_", ""): column for column in COLUMNS}.get(letters, "")
-
-
-def _places(header: Sequence[str], uri: str) -> dict[str, int]:
-    """Index of each known column.
-
-    Raises:
-        UsageError: a column is missing, or is there several times.
-    """
-    columns = _known(header)
-    for column in sorted(set(columns)):
-        if columns.count(column) > 1:
-            raise UsageError(f"{uri}: column {column} is there {columns.count(column)} times; keep one of them")
-    if not {"file", "image_id"} & set(columns):
-        raise UsageError(f"{uri}: column file is missing; the header must name file (or image_id) and label")
-    if "label" not in columns:
-        raise UsageError(f"{uri}: column label is missing; the header must name file (or image_id) and label")
-    return {_column(name): place for place, name in enumerate(header) if _column(name)}
-
-
 def _rows(table: Table, places: dict[str, int], uri: str) -> Iterator[LabelRow]:
     """The rows of a table that are not empty and do not repeat the header.
 
     Raises:
         UsageError: a row has more values than the header.
     """
-    values: dict[tuple[bool, str], str | None] = {}  # a cache: these columns have few different texts
+    values: dict[tuple[str, str], str | None] = {}  # a cache: these columns have few different texts
     width = len(table.header)
     for line, cells in table.records:
         if any(map(_text, cells[width:])):
@@ -226,28 +202,32 @@ def _rows(table: Table, places: dict[str, int], uri: str) -> Iterator[LabelRow]:
             if column in ("file", "image_id"):
                 row[column] = None if strip_blanks(text).casefold() in _NONE else text
             else:
-                key = column == "patient_id", text
-                if key not in values:
-                    values[key] = _value(column, text)
-                row[column] = values[key]
-        repeats_header = all(_column(row[column] or "") == column for column in places)
+                if column in ID_COLUMNS:
+                    row[column] = _value(column, text)
+                    continue
+                if (column, text) not in values:
+                    values[column, text] = _value(column, text)
+                row[column] = values[column, text]
+        repeats_header = all(column_of(row[column] or "") == column for column in places)
         if not repeats_header and any(value is not None for value in row.values()):
             yield LabelRow(line, **row)
 
 
 def _value(column: str, text: str) -> str | None:
-    """The value that a text in ``label``, ``patient_id`` or ``site`` means; a label stays as it is written."""
-    bare = strip_blanks(text).casefold()
-    if bare in _NONE or (column == "patient_id" and bare in _NO_PATIENT):
+    """The value that a text of a column other than ``file`` means; a label stays as it is written."""
+    bare = strip_blanks(text)
+    if bare.casefold() in _NONE or (column in _IDS and bare.casefold() in _NO_ID):
         return None
-    return text if column == "label" else normal_form(text)
+    if column == "label":
+        return text
+    return bare if column.endswith("uid") else normal_form(text)
 
 
 def _text(cell: Any) -> str:
     """A cell as the text that a CSV file would hold."""
     if cell is None or isinstance(cell, str):
         return cell or ""
-    if isinstance(cell, float) and cell.is_integer():
+    if isinstance(cell, float) and cell.is_integer() and abs(cell) < _LARGEST_WHOLE:
         return str(int(cell))
     if isinstance(cell, bytes):
         return cell.decode("utf-8", "replace")

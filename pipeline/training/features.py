@@ -5,14 +5,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
+from medfocus.pipeline.console.logs import log
 from medfocus.pipeline.data import records
 from medfocus.pipeline.data.commit import FEATURES, Output
 from medfocus.pipeline.data.storage import Location
 from medfocus.pipeline.errors import UsageError
+from medfocus.pipeline.labels.splits import TEST
 from medfocus.stages.prompt_settings import PromptSettings
+
+_NO_FOLD = -1
 
 
 def read_features(
@@ -28,7 +33,7 @@ def read_features(
         batch: ``name``, the name of the file, in its only row.
         folder: folder of the feature files.
         settings: the classes, and whether the model uses the region.
-        folds: fold of each ``image_id``.
+        folds: fold of each ``image_id``; rows without one are left out.
         wanted: the folds whose rows are read.
 
     Returns:
@@ -46,12 +51,12 @@ def read_features(
     tokens, width = table.schema.field("tokens").type.shape
     expected = records.feature_schema(tokens, width, region=settings.uses_region)
     records.check_record(table.schema, expected, location.uri)
-    fold = np.array([folds[image] for image in table["image_id"].to_pylist()], np.int64)
+    fold = np.array([folds.get(image, _NO_FOLD) for image in table["image_id"].to_pylist()], np.int64)
     selected = np.isin(fold, list(wanted))
     rows = {name: _views(table, name)[selected] for name in names}
     classes = {label: index for index, label in enumerate(settings.classes)}
-    targets = [classes[label] for label in table["label"].to_pylist()]
-    return rows | {"target": np.array(targets, np.int64)[selected], "fold": fold[selected]}
+    targets = [classes[label] for label in table["label"].filter(pa.array(selected)).to_pylist()]
+    return rows | {"target": np.array(targets, np.int64), "fold": fold[selected]}
 
 
 def _views(table: pa.Table, name: str) -> np.ndarray:
@@ -63,13 +68,15 @@ def _views(table: pa.Table, name: str) -> np.ndarray:
 
 
 def read_labels(prefix: Location) -> dict[str, list[Any]]:
-    """Read the columns ``image_id``, ``label`` and ``patient_id`` of all feature rows, without the tokens.
+    """Read the columns ``image_id``, ``label`` and ``patient_id`` of the rows to train on, without the tokens.
+
+    These are all feature rows but those of the split ``test``, which a model must not have learned from.
 
     Args:
         prefix: prefix that ``embed`` has finished.
 
     Raises:
-        UsageError: there is no feature row.
+        UsageError: there is no feature row to train on.
     """
     folder = Output(prefix, FEATURES).rows
     names = folder.files(".parquet")
@@ -77,4 +84,10 @@ def read_labels(prefix: Location) -> dict[str, list[Any]]:
         raise UsageError(f"{prefix.uri}: embed found no labelled image; pack with labels and embed again")
     paths = [f"{folder.path}/{name}" for name in names]
     dataset = pads.dataset(paths, filesystem=folder.arrow_filesystem, format="parquet")
-    return dataset.to_table(columns=["image_id", "label", "patient_id"]).to_pydict()
+    table = dataset.to_table(columns=["image_id", "label", "patient_id", "split"])
+    rows = table.filter(pc.fill_null(pc.not_equal(table["split"], TEST), True))
+    if left_out := table.num_rows - rows.num_rows:
+        log.info("%d labelled images are of the split %s and are not trained on", left_out, TEST)
+    if not rows.num_rows:
+        raise UsageError(f"{prefix.uri}: all labelled images are of the split {TEST}; pack others")
+    return rows.drop_columns("split").to_pydict()

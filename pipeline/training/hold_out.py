@@ -30,8 +30,8 @@ def hold_out(prefix: Location, labels: dict[str, list[Any]], config: Config) -> 
     neighbours = Neighbours()
     if unknown := labels["patient_id"].count(None):
         event("looking for images that may be of one patient", rows=len(labels["label"]), without_patient=unknown)
-        sketches = read_sketches(Output(prefix, FEATURES).rows)
-        neighbours = find_neighbours(sketches, dict(zip(labels["image_id"], labels["label"], strict=True)))
+        classes = dict(zip(labels["image_id"], labels["label"], strict=True))
+        neighbours = find_neighbours(read_sketches(Output(prefix, FEATURES).rows, classes), classes)
     folds, held_out = split_rows(labels, neighbours, config.train.folds, config.seed)
     log.log(logging.INFO if held_out.how == "by patient" else logging.WARNING, "%s", held_out.sentence)
     return folds, held_out

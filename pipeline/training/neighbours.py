@@ -10,7 +10,7 @@ with hashes of pixels and with other tokens.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -80,11 +80,12 @@ class Neighbours:
     compared: bool = False
 
 
-def read_sketches(rows: Location) -> Sketches:
-    """Read the sketches of all feature rows; the tokens are read once and not kept.
+def read_sketches(rows: Location, images: Container[str]) -> Sketches:
+    """Read the sketches of feature rows; the tokens are read once and not kept.
 
     Args:
         rows: folder with at least one feature file.
+        images: ``image_id`` of the rows to read; those of the split ``test`` are not among them.
 
     Raises:
         UsageError: a file holds no feature rows.
@@ -94,7 +95,7 @@ def read_sketches(rows: Location) -> Sketches:
     tokens, width = _tokens_shape(rows / names[0])
     projection = SparseRandomProjection(_PROJECTED, random_state=0).fit(np.zeros((1, (tokens - 1) * width), np.float32))
     with ThreadPoolExecutor(_READERS) as pool:
-        parts = list(pool.map(lambda name: _read_file(rows / name, projection), names))
+        parts = list(pool.map(lambda name: _read_file(rows / name, images, projection), names))
     return Sketches(
         [image for part in parts for image in part.image_ids],
         np.concatenate([part.values for part in parts]),
@@ -113,15 +114,19 @@ def _fragment(file: Location) -> pads.Fragment:
     return pads.ParquetFileFormat().make_fragment(file.path, file.arrow_filesystem)
 
 
-def _read_file(file: Location, projection: SparseRandomProjection) -> Sketches:
+def _read_file(file: Location, wanted: Container[str], projection: SparseRandomProjection) -> Sketches:
     images: list[str] = []
     digests: list[str] = []
     values = [np.zeros((0, _PROJECTED), np.float32)]
 
     def read() -> None:
         for batch in _fragment(file).to_batches(columns=["image_id", "tokens"], batch_size=_ROWS):
-            tokens = batch["tokens"].to_numpy_ndarray()
-            images.extend(batch["image_id"].to_pylist())
+            names = batch["image_id"].to_pylist()
+            rows = [row for row, name in enumerate(names) if name in wanted]
+            if not rows:  # as in the file of a shard whose labelled images are all in quarantine
+                continue
+            tokens = batch["tokens"].to_numpy_ndarray()[rows]
+            images.extend(names[row] for row in rows)
             digests.extend(hashlib.blake2b(row.tobytes(), digest_size=16).hexdigest() for row in tokens)
             patches = tokens[:, 1:].reshape(len(tokens), -1).astype(np.float32)
             values.append(projection.transform(patches).astype(np.float32))

@@ -12,7 +12,7 @@ from medfocus.pipeline.config import load_config
 from tests.faults.injection import ScoreCommand
 
 COUNT, ROWS_PER_SHARD = 48, 6
-SETTINGS = ["segment.points_per_side=2", "score.max_quarantined=0.5"]
+SETTINGS = ["segment.points_per_side=2", "score.max_quarantined=0.5", "deid.names=keep"]
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -54,17 +54,8 @@ class ScoreCommand:
 
     def start(self, *options: str) -> subprocess.Popen[str]:
         """Start the command in a process group of its own, which includes the Ray that it starts."""
-        settings = [part for setting in self.settings for part in ("--set", setting)]
-        command = [sys.executable, "-m", "medfocus", "score", self.shards, self.out, "--model", self.model]
-        path = os.pathsep.join([str(HOOKS), os.environ.get("PYTHONPATH", "")])
-        return subprocess.Popen(
-            [*command, *settings, *options, "--json"],
-            env={**os.environ, "PYTHONPATH": path, **self.environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        arguments = ["score", self.shards, self.out, "--model", self.model, *options]
+        return start_command(arguments, self.settings, self.environment)
 
     def finish(self, *options: str, code: int = 0) -> dict[str, Any]:
         """Run the command to its end; see ``wait_for_result``."""
@@ -80,6 +71,28 @@ class ScoreCommand:
         paths = [(place / name).path for name in place.files(".parquet")]
         tables = [pq.read_table(path, filesystem=place.arrow_filesystem) for path in paths]
         return [row for table in tables for row in table.to_pylist()]
+
+
+def start_command(
+    arguments: Sequence[str], settings: Sequence[str], environment: Mapping[str, str]
+) -> subprocess.Popen[str]:
+    """Start a command of ``medfocus`` with the hooks, in a process group of its own.
+
+    Args:
+        arguments: the command and its arguments.
+        settings: ``section.key=value`` settings.
+        environment: variables that are added to the process's own.
+    """
+    options = [part for setting in settings for part in ("--set", setting)]
+    path = os.pathsep.join([str(HOOKS), os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen(
+        [sys.executable, "-m", "medfocus", *arguments, *options, "--json"],
+        env={**os.environ, "PYTHONPATH": path, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def wait_for_result(process: subprocess.Popen[str], code: int = 0) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from ray.cluster_utils import Cluster
 
-from medfocus.pipeline.commands import pack, quarantine
+from medfocus.pipeline.commands import quarantine
 from medfocus.pipeline.config import StorageSection
 from medfocus.pipeline.data.storage import locate
 from tests.faults.injection import (
@@ -28,6 +28,7 @@ from tests.faults.injection import (
     wait_for_result,
     wait_until,
 )
+from tests.shards import write_shards
 
 pytestmark = pytest.mark.faults
 
@@ -74,7 +75,7 @@ def test_bad_images_are_quarantined_and_all_others_scored(
     bad = bad_images((folder / "000000.png").read_bytes())
     for name, (content, _) in bad.items():
         (folder / name).write_bytes(content)
-    pack.run(archive.config, str(folder), str(tmp_path / "shards"), None)
+    write_shards(folder, tmp_path / "shards", archive.config.pack.rows_per_shard)
     command.shards = str(tmp_path / "shards")
     names = pq.read_table(tmp_path / "shards" / "shard-000000.parquet")["image_id"].to_pylist()
     first, second = [row for row, name in enumerate(names) if name not in bad][:2]
@@ -123,11 +124,11 @@ def test_a_shard_that_changes_between_runs_is_named_and_the_others_are_scored(
     process = command.start()
     wait_until(lambda: command.parts() >= 1, process)
     kill(process)
-    victim = Path(command.shards) / "shard-000007.parquet"
+    victim = sorted(Path(command.shards).glob("*.parquet"))[7]
     content = victim.read_bytes()
     victim.write_bytes(content[:-1] + b"?")
     stderr = command.finish(code=1)["stderr"]
-    assert "shard-000007.parquet: has changed since it was packed" in stderr and "1 of" in stderr
+    assert f"{victim.name}: has changed since it was packed" in stderr and "1 of" in stderr
     assert command.parts() == 7
     victim.write_bytes(content)
     assert command.finish()["scored"] == len(archive.images)
@@ -136,7 +137,7 @@ def test_a_shard_that_changes_between_runs_is_named_and_the_others_are_scored(
 
 def on_s3(archive: SimpleNamespace, command: ScoreCommand, bucket: str) -> None:
     """Copy the shards to a bucket, and let the command read and write there."""
-    for path in sorted(Path(archive.shards).iterdir()):
+    for path in sorted(path for path in Path(archive.shards).iterdir() if path.is_file()):
         (locate(f"{bucket}/shards", StorageSection()) / path.name).write(path.read_bytes())
     command.shards, command.out = f"{bucket}/shards", f"{bucket}/out"
 

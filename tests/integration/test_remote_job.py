@@ -20,6 +20,7 @@ from medfocus.pipeline.data.storage import locate
 from medfocus.starter.phantoms import write_set
 from tests import servers
 from tests.integration.one_process import run_commands
+from tests.shards import add_shard
 
 SETTINGS = ["--set", "segment.points_per_side=2", "--set", "train.epochs=2", "--set", "evaluate.resamples=50"]
 
@@ -83,7 +84,7 @@ def test_real_images_from_folder_to_metrics(
     sample(brain_mri / "test", tmp_path / "test", 5)
     (tmp_path / "test" / "no_tumor" / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
     bucket = s3("archive")
-    work = [*work_in(tmp_path), "--set", "pack.rows_per_shard=16", *SETTINGS]
+    work = [*work_in(tmp_path), "--set", "deid.names=keep", "--set", "pack.rows_per_shard=16", *SETTINGS]
     preparation = [
         ["pack", str(tmp_path / "train"), f"{bucket}/train", *work],
         ["pack", str(tmp_path / "test"), f"{bucket}/test", *work],
@@ -93,8 +94,12 @@ def test_real_images_from_folder_to_metrics(
     process = run_commands(preparation)
     assert process.returncode == 0, process.stderr[-2000:]
     assert "Traceback" not in process.stderr and "secret-word" not in process.stdout + process.stderr
-    packed, _, embedded, trained = map(json.loads, process.stdout.splitlines())
-    assert packed["rows"] == packed["labelled"] == 32 and packed["shards"] == 2
+    packed, tested, embedded, trained = map(json.loads, process.stdout.splitlines())
+    assert packed["rows"] == packed["labelled"] == packed["packed"] == 32 and packed["shards"] == 2
+    assert (tested["rows"], tested["quarantined"]) == (20, 1)
+    broken = read_rows(f"{bucket}/test", "quarantine")["no_tumor/broken.jpg"]
+    assert (broken["stage"], broken["error"]) == ("pack", "Undecodable")
+    add_shard({"no_tumor/broken.jpg": b"\xff\xd8\xff nothing"}, f"{bucket}/test", {})
     assert embedded["embedded"] == 32 and embedded["quarantined"] == 0
     assert trained["model_uri"] == "models:/brain/1"
     scored = medfocus("score", f"{bucket}/test", f"{bucket}/out", "--model", trained["model_uri"], *work)
@@ -128,11 +133,14 @@ def few(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def usage_error(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Callable[..., str]]:
+def usage_error(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., str]]:
     """A function that runs a wrong call in this process, and gives its one line of stderr.
 
-    A new process would take seconds to import everything.
+    A new process would take seconds to import everything. A key is there, since making one takes a line.
     """
+    monkeypatch.setenv("MEDFOCUS_KEY", "a key of the tests that is long enough")
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
 
@@ -173,7 +181,8 @@ def test_bad_calls_are_one_line_and_start_nothing(
     assert "holds no features" in usage_error("train", f"{bucket}/nothing")
     (tmp_path / "labels.csv").write_text("image_id,label\nother.png,a\n")
     assert "no predictions" in usage_error("evaluate", f"{bucket}/nothing", "--labels", str(tmp_path / "labels.csv"))
-    assert not (tmp_path / "work").exists()
+    assert {path.name for path in (tmp_path / "work").iterdir()} == {"pack"}
+    assert not locate(bucket, StorageSection()).files(recursive=True)
 
 
 def test_no_credentials_reach_the_log(s3: Callable[[str], str], few: Path, tmp_path: Path, monkeypatch) -> None:

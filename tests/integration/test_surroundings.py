@@ -55,11 +55,15 @@ def test_a_folder_without_write_permission_is_named_in_one_line(plain: Path, ima
     closed.mkdir(mode=0o555)
     arguments = ["pack", str(source / "images"), str(plain / "shards"), *SMALL]
     home = {"HOME": str(closed)}
-    process = surroundings.medfocus(*arguments, cwd=closed, environment=home)
-    assert process.returncode == 1 and process.stdout == ""
-    *before, line = process.stderr.splitlines()
-    assert not any(" ERROR " in earlier for earlier in before)
-    assert "closed/work: cannot be made (Permission denied); set work to a folder that can be written" in line
+    for key, message in (
+        ({}, "closed/work/pseudonym.key: no key can be made there (Permission denied); set work to a folder that can"),
+        ({"MEDFOCUS_KEY": "k" * 32}, "closed/work/pack: cannot be made (Permission denied); set work to a folder that"),
+    ):
+        process = surroundings.medfocus(*arguments, cwd=closed, environment=home | key)
+        assert process.returncode == 2 and process.stdout == ""
+        *before, line = process.stderr.splitlines()
+        assert not any(" ERROR " in earlier for earlier in before)
+        assert message in line
     process = surroundings.medfocus(*arguments, "--set", f"work={plain / 'work'}", cwd=closed, environment=home)
     assert process.returncode == 0 and list(closed.iterdir()) == []
 
@@ -72,12 +76,12 @@ def test_a_temporary_folder_that_ray_cannot_use_is_replaced_with_a_warning(tmp_p
         command = [sys.executable, "-m", "medfocus", "pack", str(images / "images"), str(tmp_path / f"{name}-shards")]
         process = subprocess.run(
             [*command, *SMALL, "--set", f"work={tmp_path / 'work'}"],
-            env={**os.environ, "TMPDIR": str(folder)},
+            env={**os.environ, "TMPDIR": str(folder), "MEDFOCUS_KEY": "k" * 32},
             capture_output=True,
             text=True,
             timeout=120,
             check=False,
         )
         assert process.returncode == 0 and json.loads(process.stdout)["rows"] == 4
-        _classes, warning, packed = process.stderr.splitlines()
+        warning, _classes, _duplicates, packed = process.stderr.splitlines()
         assert f"WARNING temporary files of Ray are in /tmp/ray, since {folder} is " in warning and " packed " in packed

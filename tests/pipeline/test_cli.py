@@ -243,7 +243,7 @@ def test_a_command_takes_what_all_take_and_lists_its_keys(command: str, capsys: 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
 def test_the_arguments_of_a_command_are_the_parameters_of_its_run(command: Command) -> None:
-    run = import_module(f"medfocus.pipeline.commands.{command.name}").run
+    run = import_module(f"medfocus.pipeline.commands.{command.name.replace('-', '_')}").run
     parser = argparse.ArgumentParser()
     for argument in command.arguments:
         argument.add_to(parser)

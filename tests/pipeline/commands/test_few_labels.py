@@ -30,7 +30,12 @@ def archive(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Simp
     ]
     with (root / "labels.csv").open("w", newline="") as file:
         csv.writer(file).writerows([header, *labelled])
-    settings = [f"work={root / 'work'}", f"pack.rows_per_shard={ROWS_PER_SHARD}", "segment.points_per_side=2"]
+    settings = [
+        f"work={root / 'work'}",
+        f"pack.rows_per_shard={ROWS_PER_SHARD}",
+        "segment.points_per_side=2",
+        "deid.names=keep",
+    ]
     config = load_config(None, [*settings, "train.epochs=1"])
     packed = pack.run(config, str(root / "images"), str(root / "shards"), str(root / "labels.csv"))
     return SimpleNamespace(root=root, config=config, packed=packed, labelled={row[0] for row in labelled})

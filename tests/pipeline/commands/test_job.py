@@ -1,5 +1,6 @@
 """All commands in this process on local folders: what they write, and what a second call does."""
 
+import io
 import json
 import logging
 import shutil
@@ -14,13 +15,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from medfocus.pipeline.commands import embed, evaluate, pack, score, train
-from medfocus.pipeline.config import Config, load_config
+from medfocus.pipeline.config import load_config
 from medfocus.pipeline.data import records
 from medfocus.pipeline.data.manifest import read_manifest
 from medfocus.pipeline.data.storage import locate
 from medfocus.pipeline.errors import MedFocusError, TooManyQuarantined, UsageError
+from medfocus.pipeline.identity.pseudonyms import Pseudonyms, pseudonym_of
 from medfocus.pipeline.models.registry import resolve_model
 from medfocus.pipeline.training.features import read_labels
 from medfocus.pipeline.training.hold_out import hold_out
@@ -30,6 +33,7 @@ from medfocus.stages.embed import Embed
 from medfocus.stages.masks import decode_mask
 from medfocus.stages.prompted_clip import PromptedCLIP
 from medfocus.stages.segment import Segment
+from tests.shards import add_shard, write_shards
 
 COUNT, BAD = 48, 3
 
@@ -40,20 +44,18 @@ def rows_of(folder: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> SimpleNamespace:
-    """Phantoms and three unreadable images, after pack, embed, train, score and evaluate."""
+    """Phantoms and a shard of three unreadable images, after pack, embed, train, score and evaluate."""
     root = tmp_path_factory.mktemp("job")
     command = [sys.executable, "-m", "medfocus.starter.phantoms", str(root), "--count", str(COUNT)]
     subprocess.run(command, check=True)
-    (root / "images" / "zero.png").write_bytes(b"\0")
-    (root / "images" / "cut.png").write_bytes((root / "images" / "000000.png").read_bytes()[:500])
-    (root / "images" / "text.jpg").write_bytes(b"this is no image")
-    with (root / "labels.csv").open("a") as labels:
-        labels.write("zero.png,ring lesion,P99999,north\n")
     settings = ["pack.rows_per_shard=20", "segment.points_per_side=2", "train.epochs=3", "evaluate.resamples=50"]
-    settings.append("clip.views=2")
+    settings += ["clip.views=2", "deid.names=keep"]
     config = load_config(None, [f"work={root / 'work'}", "score.max_quarantined=0.2", *settings])
     paths = SimpleNamespace(**{name: str(root / name) for name in ("shards", "features", "out")})
     packed = pack.run(config, str(root / "images"), paths.shards, str(root / "labels.csv"))
+    whole = (root / "images" / "000000.png").read_bytes()
+    bad = {"zero.png": b"\0", "cut.png": whole[:500], "text.jpg": b"this is no image"}
+    add_shard(bad, root / "shards", {"zero.png": "ring lesion"})
     embedded = embed.run(config, paths.shards, paths.features)
     trained = train.run(config, paths.features, "phantoms")
     scored = score.run(config, paths.shards, paths.out, trained["model_uri"])
@@ -63,24 +65,26 @@ def job(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> SimpleNa
 
 
 def test_pack_writes_shards_of_bounded_size_with_all_images(job: SimpleNamespace) -> None:
-    assert job.packed["rows"] == COUNT + BAD and job.packed["labelled"] == COUNT + 1
-    manifest = read_manifest(locate(job.paths.shards, job.config.storage))
-    assert [shard.rows for shard in manifest.shards] == [20, 20, 11]
-    rows = rows_of(Path(job.paths.shards))
+    assert job.packed["rows"] == job.packed["packed"] == job.packed["labelled"] == COUNT
+    prefix = locate(job.paths.shards, job.config.storage)
+    assert [shard.rows for shard in read_manifest(prefix, version=1).shards] == [16, 16, 16]
+    rows = [row for row in rows_of(Path(job.paths.shards)) if row["source_uri"] != f"file:{row['image_id']}"]
     assert {row["image_id"] for row in rows} == {path.name for path in (job.root / "images").iterdir()}
     for row in rows:
-        assert (job.root / "images" / row["image_id"]).read_bytes() == row["image"]
+        file = job.root / "images" / row["image_id"]
+        assert np.array_equal(np.asarray(Image.open(file)), np.asarray(Image.open(io.BytesIO(row["image"]))))
         assert Path(row["source_uri"]).name == row["image_id"]
-    by_id = {row["image_id"]: row for row in rows}
-    assert by_id["000000.png"]["label"] == "solid mass" and by_id["000000.png"]["patient_id"] == "P00000"
-    assert by_id["cut.png"]["label"] is None and by_id["cut.png"]["patient_id"] is None
-    assert by_id["000000.png"]["media_type"] == "image/png" and by_id["text.jpg"]["media_type"] == "image/jpeg"
+    first = next(row for row in rows if row["image_id"] == "000000.png")
+    pseudonyms = Pseudonyms((job.root / "work" / "pseudonym.key").read_bytes().strip())
+    assert first["label"] == "solid mass" and first["patient_id"] == pseudonym_of(pseudonyms, "patient", "P00000")
+    assert first["media_type"] == "image/png" and len({row["patient_id"] for row in rows}) == COUNT // 4
 
 
 def test_every_image_is_once_in_predictions_or_quarantine(job: SimpleNamespace) -> None:
     predictions, quarantine = (rows_of(job.root / "out" / name) for name in ("predictions", "quarantine"))
     ids = [row["image_id"] for row in predictions + quarantine]
-    assert sorted(ids) == sorted(path.name for path in (job.root / "images").iterdir())
+    images = [path.name for path in (job.root / "images").iterdir()]
+    assert sorted(ids) == sorted([*images, "zero.png", "cut.png", "text.jpg"])
     assert {row["image_id"]: row["error"] for row in quarantine} == {
         "zero.png": "Undecodable",
         "cut.png": "Truncated",
@@ -200,7 +204,7 @@ def test_only_a_lost_file_is_scored_again_and_with_the_same_result(job: SimpleNa
     lost = sorted((job.root / "out" / "predictions").glob("*.parquet"))[0]
     lost.unlink()
     again = score.run(job.config, job.paths.shards, job.paths.out, job.trained["model_uri"])
-    assert again["resumed"] in (20 + 11, 20 + 20)  # the other two shards of 20, 20 and 11 rows, or one of 20 is lost
+    assert again["resumed"] in (16 + 16 + 3, 16 * 3)  # the other three shards of 16, 16, 16 and 3 rows
     after = sorted(rows_of(job.root / "out" / "predictions"), key=lambda row: row["image_id"])
     assert [row["image_id"] for row in before] == [row["image_id"] for row in after]
     assert all(
@@ -222,8 +226,10 @@ def test_rows_of_changed_shards_are_stale(job: SimpleNamespace, tmp_path: Path) 
     out = tmp_path / "out"
     shutil.copytree(job.paths.out, out)
     other = tmp_path / "shards"
-    pack.run(job.config.model_copy(update={"pack": Config().pack}), str(job.root / "images"), str(other), None)
-    with pytest.raises(UsageError, match="rows of 3 shards that are not, or no longer, in SHARDS"):
+    pack.run(
+        load_config(None, [f"work={job.root / 'work'}", "pack.rows_per_shard=24"]), str(job.root / "images"), str(other)
+    )
+    with pytest.raises(UsageError, match="rows of 4 shards that are not in SHARDS"):
         score.run(job.config, str(other), str(out), job.trained["model_uri"])
 
 
@@ -240,8 +246,8 @@ def test_a_run_that_quarantines_every_row_stops_early(job: SimpleNamespace, tmp_
     (tmp_path / "images").mkdir()
     for number in range(400):
         (tmp_path / "images" / f"{number}.png").write_bytes(b"this is no image")
-    config = load_config(None, [f"work={job.root / 'work'}", "pack.rows_per_shard=4", "segment.points_per_side=2"])
-    pack.run(config, str(tmp_path / "images"), str(tmp_path / "shards"), None)
+    config = load_config(None, [f"work={job.root / 'work'}", "segment.points_per_side=2"])
+    write_shards(tmp_path / "images", tmp_path / "shards", 4)
     out = tmp_path / "out"
     with pytest.raises(MedFocusError, match=r"stopped early: .* --retry-quarantined, or raise score.max_quarantined"):
         score.run(config, str(tmp_path / "shards"), str(out), job.trained["model_uri"])
@@ -351,7 +357,7 @@ def test_the_error_about_a_damaged_shard_is_one_clear_line(job: SimpleNamespace,
 
     shards = tmp_path / "shards"
     shutil.copytree(job.paths.shards, shards)
-    damaged = shards / "shard-000001.parquet"
+    damaged = sorted(shards.glob("*.parquet"))[1]
     if change == "missing column":
         table = pq.read_table(damaged).drop_columns(["media_type"])
         pq.write_table(table, damaged)

@@ -1,63 +1,63 @@
-"""What ``pack`` makes of folders as people have them."""
+"""``pack`` over folders as people have them, and over an archive that grows and changes."""
 
-import io
 import json
-import logging
 import os
+import shutil
+import stat
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
-import boto3
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from botocore.exceptions import ClientError, EndpointConnectionError
-from PIL import Image
 
 from medfocus.pipeline.commands import evaluate, pack, quarantine
-from medfocus.pipeline.config import Config, StorageSection, load_config
+from medfocus.pipeline.config import Config, load_config
 from medfocus.pipeline.data import records
-from medfocus.pipeline.data.storage import AccessError, Location, ServiceError, locate
+from medfocus.pipeline.data.manifest import read_manifest
+from medfocus.pipeline.data.withdrawal import withdrawn
 from medfocus.pipeline.errors import MedFocusError, UsageError
-from medfocus.pipeline.ingest.shard_writer import ImageFile, write_shard
-from medfocus.pipeline.ingest.source import Source, find_images
-from medfocus.pipeline.labels.folders import folder_classes
-from tests.conftest import png
+from medfocus.pipeline.identity.key import load_key
+from medfocus.pipeline.identity.mapping import read_mapping
+from medfocus.pipeline.identity.pseudonyms import Pseudonyms, pseudonym_of
+from medfocus.pipeline.ingest import portion
+from medfocus.pipeline.ingest.items import Naming
 from tests.pipeline.evaluation.archive import draw_rows, write_predictions
+from tests.pipeline.ingest.files import (
+    counted,
+    ct,
+    ct_samples,
+    decoded,
+    pack_here,
+    picture,
+    pixels,
+    place,
+    rows_of,
+    survey_here,
+    tar_gz,
+    volume,
+    write,
+    write_each,
+    write_raw,
+    zipped,
+)
 
-PIXELS = np.arange(64, dtype=np.uint8).reshape(8, 8)
-PNG = png(PIXELS)
-
-
-def image(kind: str) -> bytes:
-    content = io.BytesIO()
-    Image.fromarray(PIXELS).save(content, kind)
-    return content.getvalue()
-
-
-def write(path: Path, content: bytes = PNG) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    return path
-
-
-def place(path: Path | str) -> Location:
-    return locate(str(path), StorageSection())
-
-
-def ids(source: Source) -> list[str]:
-    return [found.image_id for found in source.images]
+SETTINGS = ["pack.rows_per_shard=4", "burned_in.ocr=never"]
 
 
-def errors(source: Source) -> dict[str, str]:
-    return {refusal.image_id: refusal.error for refusal in source.refused}
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("work")
 
 
-def rows_of(folder: Path) -> list[dict[str, Any]]:
-    return [row for file in sorted(folder.glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
+@pytest.fixture
+def config(work: Path) -> Config:
+    """A configuration that keeps the names of files."""
+    return load_config(None, [f"work={work}", "deid.names=keep", *SETTINGS])
 
 
 @pytest.fixture
@@ -65,188 +65,258 @@ def top(tmp_path: Path) -> Path:
     return tmp_path / "in"
 
 
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Ray runs in tasks runs in this process."""
+    monkeypatch.setattr(pack, "connected", lambda *_: nullcontext({"CPU": 2.0}))
+    monkeypatch.setattr(pack, "check_shared", lambda *_, **__: None)
+    monkeypatch.setattr(pack, "survey", survey_here)
+    monkeypatch.setattr(pack, "pack_portions", pack_here)
+    monkeypatch.setattr(portion, "Isolation", lambda name, journal: lambda stage, batch: stage(batch))
+    monkeypatch.setattr(portion, "open_journal", lambda: None)
+
+
+@dataclass
+class Archive:
+    """A source with its shards.
+
+    Args:
+        top: folder of the source.
+        out: prefix of the shards.
+        config: names are pseudonyms.
+        result: what the last call returned.
+    """
+
+    top: Path
+    out: Path
+    config: Config
+    result: dict[str, Any]
+
+    @property
+    def pseudonyms(self) -> Pseudonyms:
+        return Pseudonyms(load_key(self.config.deid, self.config.work))
+
+    def item(self, path: str) -> str:
+        return Naming(self.pseudonyms, keep=False).item(path)
+
+    def patient(self, number: str) -> str:
+        return pseudonym_of(self.pseudonyms, "patient", number)
+
+    def pack(self, **options: Any) -> dict[str, Any]:
+        self.result = pack.run(self.config, str(self.top), str(self.out), self.labels, **options)
+        assert self.result["rows"] == read_manifest(place(self.out)).rows == len(counted(self.out))
+        return self.result
+
+    @property
+    def labels(self) -> list[str]:
+        return [str(self.top.parent / name) for name in ("first.csv", "second.csv")]
+
+    @property
+    def shards(self) -> dict[str, bytes]:
+        return {file.name: file.read_bytes() for file in self.out.glob("*.parquet")}
+
+    @property
+    def refused(self) -> dict[str, str]:
+        return {row["image_id"]: row["error"] for row in rows_of(self.out / "quarantine")}
+
+
+CONTENTS: Mapping[str, bytes] = {
+    "P1/a.dcm": ct(ct_samples(1), "P1", StudyDate="20200101"),
+    "P1/b": ct(ct_samples(2, 3, 8, 8), "P1", StudyDate="20200108"),
+    "P2/c.dcm": ct(ct_samples(3), "P2"),
+    **{f"x/{seed}.png": picture(seed) for seed in range(8)},
+    "more.zip": zipped({"8.png": picture(8), "P3.dcm": ct(ct_samples(9), "P3"), "notes.txt": b"no image"}),
+    "slices.tar.gz": tar_gz({"10.png": picture(10), "v.nii": volume(1, 2)}),
+    "x/broken.png": b"no image",
+    "x/large.png": picture(11, side=40),
+    "x/notes.txt": b"no image",
+    "x/Thumbs.db": b"no image",
+    "report.dcm": ct(ct_samples(1), "P1", SOPClassUID="1.2.840.10008.5.1.4.1.1.88.11"),
+}
+FRAMES = {"P1/b": 3, "slices.tar.gz/v.nii": 2}
+ITEMS = ["P1/a.dcm", "P2/c.dcm", *(f"x/{seed}.png" for seed in range(8)), "more.zip/8.png", "more.zip/P3.dcm"]
+ITEMS += ["slices.tar.gz/10.png"]
+SECOND = "file,label,patient_id\n" + "".join(f"x/{seed}.png,{'abab'[seed % 4]},Q{seed // 2}\n" for seed in range(8))
+
+
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    return load_config(None, [f"work={tmp_path_factory.mktemp('work')}", "pack.rows_per_shard=4"])
+def packed(tmp_path_factory: pytest.TempPathFactory, work: Path, ray_session: None) -> Archive:
+    """An archive of all kinds of files, packed once."""
+    folder = tmp_path_factory.mktemp("packed")
+    write_each(folder / "in", CONTENTS)
+    write(folder / "first.csv", b"file,label\nx/0.png,b\nx/4.png,b\n"), write(folder / "second.csv", SECOND.encode())
+    settings = [f"work={work}", *SETTINGS, "pack.test_share=0.4", "decode.max_pixels=1000"]
+    archive = Archive(folder / "in", folder / "out", load_config(None, settings), {})
+    archive.pack(audit=str(folder / "audit.json"), mapping=str(folder / "mapping"))
+    return archive
 
 
-def test_images_are_found_by_their_bytes(top: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for name in ("a.png", "b.PNG", "c", "d.dat", "e.Smith", "x/f.jpe", "x/g.jfif", "x/h.dib", "x/i.mpo", "x/j.tif"):
-        write(top / name)
-    write(top / "k.jpg", b"no image, but its name says so")
-    large = io.BytesIO()
-    Image.fromarray(np.zeros((300, 300), np.uint8)).save(large, "TIFF")  # its header is behind its pixels
-    write(top / "l.scan", large.getvalue())
-    write(top / "m", image("JPEG")), write(top / "n", image("BMP")), write(top / "o", image("WEBP"))
-    for name in ("p.txt", "q.csv", "r.Jones", "s", "t.txt"):
-        write(top / name, b"BM is how this text begins\n")
-    write(top / "u.txt", b"")
-    source = find_images(place(top))
-    assert ids(source) == [
-        *("a.png", "b.PNG", "c", "d.dat", "e.Smith", "k.jpg", "l.scan", "m", "n", "o"),
-        *("x/f.jpe", "x/g.jfif", "x/h.dib", "x/i.mpo", "x/j.tif"),
+@pytest.fixture
+def archive(packed: Archive, tmp_path: Path) -> Archive:
+    """A copy of the packed archive, which the test may change."""
+    shutil.copytree(packed.top.parent, tmp_path / "copy")
+    return Archive(tmp_path / "copy" / "in", tmp_path / "copy" / "out", packed.config, packed.result)
+
+
+def image_ids(archive: Archive) -> set[str]:
+    """The ``image_id`` of each image of the archive."""
+    several = {f"{archive.item(path)}-{frame}" for path, frames in FRAMES.items() for frame in range(frames)}
+    return {archive.item(path) for path in ITEMS} | several
+
+
+def test_an_archive_of_all_kinds_of_files_is_packed(packed: Archive) -> None:
+    rows, result = counted(packed.out), packed.result
+    assert set(rows) == image_ids(packed)
+    assert packed.refused == {packed.item("x/broken.png"): "Undecodable", packed.item("x/large.png"): "TooManyPixels"}
+    assert (result["packed"], result["quarantined"], result["manifest_version"]) == (len(rows), 2, 1)
+    assert result["bytes"] == sum(map(len, packed.shards.values())) and result["shards"] == len(packed.shards)
+    pictures = decoded(rows.values())
+    assert all(np.array_equal(pictures[packed.item(f"x/{seed}.png")], pixels(seed)) for seed in range(8))
+    assert np.array_equal(pictures[packed.item("more.zip/8.png")], pixels(8))
+    days = {path: rows[packed.item(path)]["study_day"] for path in ("P1/a.dcm", "P2/c.dcm")}
+    assert days == {"P1/a.dcm": 0, "P2/c.dcm": 0} and rows[f"{packed.item('P1/b')}-1"]["study_day"] == 7
+    assert rows[packed.item("P1/a.dcm")]["patient_id"] == packed.patient("P1")
+    content = b"".join([*packed.shards.values(), *(file.read_bytes() for file in packed.out.rglob("*.*"))])
+    assert not any(name in content for name in (b"Planted", b"more.zip", b"broken", b"P1/", b"20200108"))
+
+
+def test_of_two_label_files_the_first_counts(packed: Archive) -> None:
+    rows = counted(packed.out)
+    classes = [rows[packed.item(f"x/{seed}.png")]["label"] for seed in range(8)]
+    assert classes == ["b", "b", "a", "b", "b", "b", "a", "b"] and packed.result["labelled"] == 8
+    patients = [rows[packed.item(f"x/{seed}.png")]["patient_id"] for seed in range(8)]
+    assert patients == [packed.patient(f"Q{seed // 2}") for seed in range(8)]
+
+
+def test_no_patient_is_in_two_splits(packed: Archive) -> None:
+    splits: dict[str, set[str]] = {}
+    for row in counted(packed.out).values():
+        splits.setdefault(row["patient_id"] or row["image_id"].split("-")[0], set()).add(row["split"])
+    assert all(len(split) == 1 for split in splits.values())
+    assert set.union(*splits.values()) == {"train", "test"}
+    labelled = [splits[packed.patient(f"Q{number}")] for number in range(4)]
+    assert labelled.count({"test"}) in (1, 2)
+
+
+def test_the_audit_has_counts_and_the_mapping_can_be_read_with_the_key(packed: Archive) -> None:
+    audit = packed.top.parent / "audit.json"
+    text = audit.read_text()
+    assert json.loads(text)["removed"]["PatientName"] == 5 and "Planted" not in text and "P1" not in text
+    mapping = packed.top.parent / "mapping"
+    assert stat.S_IMODE(mapping.stat().st_mode) == 0o600 and b"P1/a.dcm" not in mapping.read_bytes()
+    originals = {original.path: original for original in read_mapping(mapping, packed.pseudonyms)}
+    assert set(originals) == {*ITEMS, *FRAMES, "x/broken.png", "x/large.png"}
+    assert all(original.image_id == packed.item(path) for path, original in originals.items())
+    numbers = {path: original.patient_id for path, original in originals.items() if original.patient_id}
+    assert numbers == {"P1/a.dcm": "P1", "P1/b": "P1", "P2/c.dcm": "P2", "more.zip/P3.dcm": "P3"}
+
+
+def test_packing_again_adds_what_is_new_and_rewrites_nothing(archive: Archive) -> None:
+    before, rows = archive.shards, counted(archive.out)
+    again = archive.pack()
+    assert (again["packed"], again["manifest_version"]) == (0, 1) and archive.shards == before
+    assert again["quarantined"] == 2 and len(archive.refused) == 2
+
+    write(archive.top / "x" / "new.png", picture(20))
+    later(write(archive.top / "x" / "1.png", picture(21)))
+    later(archive.top / "x" / "2.png")
+    (archive.top / "x" / "3.png").unlink()
+    result = archive.pack()
+    assert (result["packed"], result["manifest_version"]) == (2, 2)
+    changed, new = archive.item("x/1.png"), archive.item("x/new.png")
+    now = counted(archive.out)
+    assert set(now) == (set(rows) - {changed}) | {new, f"{changed}~1"}
+    assert all(now[name] == rows[name] for name in set(now) & set(rows))
+    assert np.array_equal(decoded([now[f"{changed}~1"]])[f"{changed}~1"], pixels(21))
+    assert now[f"{changed}~1"]["split"] == rows[changed]["split"]
+    assert {name: archive.shards[name] for name in before} == before
+    assert counted(archive.out, version=1) == rows
+    manifest = read_manifest(place(archive.out))
+    assert sum(len(shard.replaced) for shard in manifest.shards) == 1 == result["left_out"]
+
+
+def later(file: Path) -> None:
+    """Give a file a later time."""
+    status = file.stat()
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 10**9))
+
+
+def test_withdrawn_patients_leave_and_do_not_come_back(archive: Archive, tmp_path: Path) -> None:
+    before = counted(archive.out)
+    patients = write(tmp_path / "patients.txt", b"P1\nQ0\nnobody\n")
+    write(archive.top / "P1" / "new.dcm", ct(ct_samples(30), "P1"))
+    archive.pack(withdraw=str(patients))
+    gone = {archive.patient("P1"), archive.patient("Q0")}
+    kept = {name for name, row in before.items() if row["patient_id"] not in gone}
+    assert len(before) - len(kept) == 6 and set(counted(archive.out)) == kept
+    assert gone <= withdrawn(place(archive.out))
+    assert not [row for row in rows_of(archive.out) if row["patient_id"] in gone]
+    noted = [row for row in rows_of(archive.out / "index") if row["patient_id"] in gone]
+    assert {row["outcome"] for row in noted} == {"withdrawn"} and {row["pixels_sha256"] for row in noted} == {None}
+    write(archive.top / "P2" / "new.dcm", ct(ct_samples(31), "P2"))
+    write(archive.top / "x" / "new.png", picture(32)), later(write(archive.top / "x" / "1.png", picture(33)))
+    write(Path(archive.labels[1]), f"{SECOND}x/new.png,a,Q0\n".encode())
+    assert archive.pack()["packed"] == 1
+    assert set(counted(archive.out)) == kept | {archive.item("P2/new.dcm")}
+    assert archive.refused.keys() == {archive.item("x/broken.png"), archive.item("x/large.png")}
+
+
+def test_a_mapping_of_what_is_packed_already_is_whole(archive: Archive, tmp_path: Path) -> None:
+    assert archive.pack(mapping=str(tmp_path / "mapping"))["packed"] == 0
+    first, again = (
+        sorted(map(str, read_mapping(file, archive.pseudonyms)))
+        for file in (archive.top.parent / "mapping", tmp_path / "mapping")
+    )
+    assert again == first and read_manifest(place(archive.out)).version == 1
+
+
+def test_quarantined_files_are_tried_again_if_asked_for(archive: Archive) -> None:
+    archive.config = load_config(None, [f"work={archive.config.work}", *SETTINGS])
+    assert archive.pack()["packed"] == 0 and len(archive.refused) == 2
+    result = archive.pack(retry_quarantined=True)
+    assert (result["packed"], result["quarantined"], result["manifest_version"]) == (1, 1, 2)
+    assert archive.item("x/large.png") in counted(archive.out)
+    assert archive.refused == {archive.item("x/broken.png"): "Undecodable"}
+
+
+def test_shards_of_another_key_are_refused(packed: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDFOCUS_KEY", "k" * 32)
+    with pytest.raises(UsageError, match="packed under another key"):
+        packed.pack()
+
+
+def test_a_second_call_at_the_same_time_leaves_the_first_alone(
+    top: Path, tmp_path: Path, config: Config, without_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(top / "a.png")
+    refused: list[str] = []
+
+    def second(*arguments: Any) -> None:
+        survey_here(*arguments)
+        with pytest.raises(UsageError) as caught:
+            pack.run(config, str(top), str(tmp_path / "out"))
+        refused.append(str(caught.value))
+
+    monkeypatch.setattr(pack, "survey", second)
+    assert pack.run(config, str(top), str(tmp_path / "out"))["rows"] == 1
+    assert refused == [
+        "another medfocus pack with this SOURCE and these SHARDS runs on this machine; wait until it ends"
     ]
-    assert not source.refused
-    source.log()
-    assert "6 files are no images by their bytes" in caplog.text and ".txt 3" in caplog.text
-    assert "Jones" not in caplog.text
-
-
-def test_what_systems_and_tools_leave_behind_is_no_class(top: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for folder in ("__MACOSX", ".Trash-1000", ".thumbnails", "$RECYCLE.BIN", ".ipynb_checkpoints", "@eaDir", ".git"):
-        write(top / folder / "deep" / "1.png")
-        write(top / "cat" / folder / "1.png")
-    for folder in ("lost+found", "System Volume Information", "__macosx", ".Smith"):
-        write(top / folder / "1.png")
-    for name in ("._1.png", "Thumbs.db", ".DS_Store", "desktop.ini"):
-        write(top / "cat" / name)
-    write(top / "cat" / "1.png"), write(top / "dog" / "..2.png".lstrip("."))
-    source = find_images(place(top))
-    assert ids(source) == ["cat/1.png", "dog/2.png"] and not source.refused and not source.left_out
-    assert source.junk.total() == 22
-    with caplog.at_level(logging.INFO):
-        source.log()
-    assert "22 files and folders of systems and tools are left out" in caplog.text and "Smith" not in caplog.text
-
-
-def test_names_of_any_bytes_have_an_id_of_their_own(top: Path) -> None:
-    nfc, nfd = (unicodedata.normalize(form, "é.png") for form in ("NFC", "NFD"))
-    top.mkdir()
-    names = [b"caf\xe9.png", b"caf\xe8.png", b"100%.png", nfc.encode(), nfd.encode(), b"new\nline.png"]
-    names += [unicodedata.normalize("NFD", "ü.png").encode()]
-    for name in names:
-        with open(os.fsencode(top) + b"/" + name, "wb") as file:  # noqa: PTH123  a Path takes no bytes
-            file.write(PNG)
-    source = find_images(place(top))
-    found = {image.path: image.image_id for image in source.images}
-    assert found == {
-        b"caf\xe9.png": "caf%E9.png",
-        b"caf\xe8.png": "caf%E8.png",
-        b"100%.png": "100%.png",
-        nfc.encode(): nfc,
-        nfd.encode(): "e%CC%81.png",
-        b"new\nline.png": "new\nline.png",
-        unicodedata.normalize("NFD", "ü.png").encode(): unicodedata.normalize("NFC", "ü.png"),
-    }
-    for raw, name in found.items():
-        assert raw == unquote_to_bytes(name) or unicodedata.normalize("NFC", raw.decode()) == name
-
-
-def test_a_name_that_is_taken_goes_to_quarantine(top: Path) -> None:
-    write(top / "caf%E9.png")
-    with open(os.fsencode(top) + b"/caf\xe9.png", "wb") as file:  # noqa: PTH123
-        file.write(PNG)
-    source = find_images(place(top))
-    assert ids(source) == ["caf%E9.png"] and errors(source) == {"caf%E9.png": "DuplicateId"}
-    assert len({refusal.source_uri for refusal in source.refused} | {str(top / "caf%E9.png")}) == 2
-
-
-def test_a_file_that_cannot_be_used_does_not_touch_the_others(top: Path, plain_user: None) -> None:
-    write(top / "ok.png")
-    write(top / "closed" / "1.png")
-    (top / "closed").chmod(0)
-    write(top / "unreadable").chmod(0)
-    write(top / "empty.png", b"")
-    (top / "broken.png").symlink_to("nothing")
-    os.mkfifo(top / "pipe.png")
-    (top / "loop").symlink_to(".")
-    try:
-        source = find_images(place(top))
-    finally:
-        (top / "closed").chmod(0o755)
-    assert ids(source) == ["ok.png"] and source.repeated == 1
-    assert errors(source) == {
-        "closed/": "Unreadable",
-        "unreadable": "Unreadable",
-        "empty.png": "EmptyImage",
-        "broken.png": "BrokenLink",
-        "pipe.png": "NotAFile",
-    }
-    assert all(str(top) not in refusal.message and "\n" not in refusal.message for refusal in source.refused)
-
-
-def shard(top: Path, *names: str) -> dict[str, Any]:
-    images = [vars(ImageFile(name, name.encode(), 1, "cat")) for name in names]
-    return write_shard({"name": "shard.parquet", "images": images}, place(top), place(top.parent / "out"))
-
-
-def test_a_file_that_cannot_be_read_is_left_out_of_its_shard(top: Path, plain_user: None) -> None:
-    write(top / "ok.png")
-    write(top / "closed.png").chmod(0)
-    write(top / "emptied.png", b"")
-    (top / "folder.png").mkdir()
-    written = shard(top, "ok.png", "closed.png", "emptied.png", "folder.png", "vanished.png")
-    refused = {row["image_id"]: row["error"] for row in json.loads(written["refused"])}
-    assert refused == {
-        "closed.png": "Unreadable",
-        "emptied.png": "EmptyImage",
-        "folder.png": "Unreadable",
-        "vanished.png": "Vanished",
-    }
-    assert (written["rows"], written["labelled"]) == (1, 1)
-    assert [row["image_id"] for row in rows_of(top.parent / "out")] == ["ok.png"]
-
-
-def test_a_shard_of_nothing_is_not_written(top: Path) -> None:
-    top.mkdir()
-    assert shard(top, "vanished.png")["rows"] == 0 and not (top.parent / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("error", "kind"),
-    [
-        (ClientError({"Error": {"Code": "AccessDenied"}}, "GetObject"), AccessError),
-        (EndpointConnectionError(endpoint_url="http://storage"), ServiceError),
-    ],
-)
-def test_storage_that_serves_nothing_ends_the_run(
-    top: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type
-) -> None:
-    def fail(*_: object) -> None:
-        raise error
-
-    monkeypatch.setattr("builtins.open", fail)
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
-    with pytest.raises(kind):
-        shard(top, "a.png")
-
-
-def test_a_transient_error_is_tried_again_and_a_permanent_one_is_not(
-    top: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write(top / "a.png"), write(top / "b.png")
-    faults: Iterator[OSError] = iter([OSError(5, "Input/output error")] * 4)
-    real = open
-
-    def flaky(path: Any, mode: str = "r", *rest: Any, **named: Any) -> Any:
-        if str(path).endswith("a.png'") and (fault := next(faults, None)):
-            raise fault
-        return real(path, mode, *rest, **named)
-
-    monkeypatch.setattr("builtins.open", flaky)
-    pauses: list[float] = []
-    monkeypatch.setattr("time.sleep", pauses.append)
-    written = shard(top, "a.png", "b.png")
-    assert written["rows"] == 1 and '"Unreadable"' in written["refused"] and pauses == [1, 5, 15]
-    faults = iter([OSError(5, "Input/output error")] * 3)
-    assert shard(top, "a.png", "b.png")["rows"] == 2 and pauses == [1, 5, 15] * 2
-    faults = iter([PermissionError(13, "Permission denied")])
-    assert shard(top, "a.png", "b.png")["rows"] == 1 and pauses == [1, 5, 15] * 2
 
 
 def odd_folder(top: Path) -> None:
     """A folder with something odd of every kind, and eight images."""
     for index in range(3):
-        write(top / "benign" / f"{index}.png"), write(top / "malignant " / f"{index}")
+        write(top / "benign" / f"{index}.png", picture(index))
+        write(top / "malignant " / f"{index}", picture(10 + index))
     write(top / "__MACOSX" / "benign" / "._0.png"), write(top / ".git" / "0.png"), write(top / "benign" / "Thumbs.db")
     write(top / "benign" / "report.txt", b"Smith")
     write(top / "benign" / "empty.png", b"")
     (top / "loop").symlink_to(".")
     (top / "benign" / "gone.png").symlink_to("nothing")
     os.mkfifo(top / "benign" / "pipe.png")
-    with open(os.fsencode(top) + b"/benign/caf\xe9.png", "wb") as file:  # noqa: PTH123
-        file.write(PNG)
-    write(top / "benign" / unicodedata.normalize("NFD", "ü.png"))
+    write_raw(top / "benign", b"caf\xe9.png", picture(20))
+    write(top / "benign" / unicodedata.normalize("NFD", "ü.png"), picture(21))
 
 
 @pytest.mark.parametrize("labelled", ["folders", "file"])
@@ -256,16 +326,14 @@ def test_a_folder_with_everything_odd_is_packed(
     odd_folder(top)
     labels = None
     if labelled == "file":
-        lines = [f"benign\\{index}.PNG;benign" for index in range(3)] + [
-            f"./malignant /{index};malignant" for index in "012"
-        ]
+        lines = [f"benign\\{index}.PNG;benign" for index in range(3)]
+        lines += [f"./malignant /{index};malignant" for index in "012"]
         lines += ["benign/café.png;benign", "benign/ü;benign ", ";", "benign/empty.png;benign", "benign/0.PNG;benign"]
         labels = str(write(tmp_path / "labels.csv", "\r\n".join(["sep=;", " File ;LABEL", *lines]).encode("utf-16")))
     out = tmp_path / "out"
     result = pack.run(config, str(top), str(out), labels)
-    rows = {row["image_id"]: row for row in rows_of(out)}
-    classes = {name: row["label"] for name, row in rows.items()}
-    assert classes == {
+    rows = counted(out)
+    assert {name: row["label"] for name, row in rows.items()} == {
         **{f"benign/{index}.png": "benign" for index in range(3)},
         **{f"malignant /{index}": "malignant" for index in range(3)},
         "benign/caf%E9.png": "benign",
@@ -273,9 +341,8 @@ def test_a_folder_with_everything_odd_is_packed(
     }
     assert rows["benign/caf%E9.png"]["source_uri"] == f"file://{top}/benign/caf%E9.png"
     assert (result["rows"], result["shards"], result["labelled"], result["quarantined"]) == (8, 2, 8, 3)
-    refused = rows_of(out / "quarantine")
     records.check_record(pq.read_schema(out / "quarantine" / "pack.parquet"), records.QUARANTINE, "quarantine")
-    assert {(row["image_id"], row["stage"], row["error"]) for row in refused} == {
+    assert {(row["image_id"], row["stage"], row["error"]) for row in rows_of(out / "quarantine")} == {
         ("benign/empty.png", "pack", "EmptyImage"),
         ("benign/gone.png", "pack", "BrokenLink"),
         ("benign/pipe.png", "pack", "NotAFile"),
@@ -284,68 +351,80 @@ def test_a_folder_with_everything_odd_is_packed(
     assert "EmptyImage" in capsys.readouterr().out
 
 
-def test_an_earlier_call_that_did_not_finish_leaves_no_quarantine(
-    top: Path, tmp_path: Path, config: Config, ray_session: None
-) -> None:
+def test_a_file_that_was_mended_leaves_quarantine(top: Path, tmp_path: Path, config: Config, without_ray: None) -> None:
     write(top / "a.png"), write(top / "b.png", b"")
     out = tmp_path / "out"
-    assert pack.run(config, str(top), str(out), None)["quarantined"] == 1
-    (out / "manifest.json").unlink()
-    write(top / "b.png")
-    assert pack.run(config, str(top), str(out), None)["quarantined"] == 0
-    assert not rows_of(out / "quarantine") and len(rows_of(out)) == 2
+    assert pack.run(config, str(top), str(out))["quarantined"] == 1
+    (out / "manifest.json").unlink(), shutil.rmtree(out / "manifests")  # as if the call had been stopped
+    write(top / "b.png", picture(1))
+    assert pack.run(config, str(top), str(out))["quarantined"] == 0
+    assert not (out / "quarantine" / "pack.parquet").exists() and set(counted(out)) == {"a.png", "b.png"}
 
 
 def test_nothing_to_pack_is_told(
-    top: Path, tmp_path: Path, config: Config, ray_session: None, monkeypatch: pytest.MonkeyPatch
+    top: Path, tmp_path: Path, config: Config, without_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(top / "a.png", b"")
-    with pytest.raises(UsageError, match=r"holds no image that can be packed \(EmptyImage 1\)"):
-        pack.run(config, str(top), str(tmp_path / "out"), None)
+    out = str(tmp_path / "out")
+    with pytest.raises(UsageError, match="no such folder or prefix"):
+        pack.run(config, str(top), out)
+    top.mkdir()
+    with pytest.raises(UsageError, match=r"holds no image that can be packed \(nothing is there\)"):
+        pack.run(config, str(top), out)
+    write(top / ".git" / "x")
+    with pytest.raises(UsageError, match=r"\(junk 1\)"):
+        pack.run(config, str(top), out)
+    write(top / "a.png", b""), write(top / "notes.txt", b"no image")
+    with pytest.raises(UsageError, match=r"\(.txt 1, EmptyImage 1\)"):
+        pack.run(config, str(top), out)
     write(top / "b.png")
-    real = pack.find_images
 
-    def vanishing(origin: Location) -> Source:
-        source = real(origin)
+    def vanishing(*arguments: Any) -> None:
+        survey_here(*arguments)
         (top / "b.png").unlink()
-        return source
 
-    monkeypatch.setattr(pack, "find_images", vanishing)
-    with pytest.raises(MedFocusError, match="none of 1 images can be read; medfocus quarantine"):
-        pack.run(config, str(top), str(tmp_path / "out"), None)
+    monkeypatch.setattr(pack, "survey", vanishing)
+    with pytest.raises(MedFocusError, match="no image can be packed; medfocus quarantine"):
+        pack.run(config, str(top), out)
     assert {row["error"] for row in rows_of(tmp_path / "out" / "quarantine")} == {"EmptyImage", "Vanished"}
 
 
-def test_objects_of_any_key_are_packed(s3: Callable[[str], str], config: Config) -> None:
-    bucket, client = s3("any-key"), boto3.client("s3", region_name="us-east-1")
-    good = ["in/a/x.png", "in/a b+c%20#?.png", "in/ü/y", "in/u\u0308.png", "in/a.png/z.png", "in/a.png"]
-    keys = [*good, "in//x.png", "in/./x.png", "in/a//x", "in/a/../y.png"]
-    for key in keys:
-        client.put_object(Bucket="any-key", Key=key, Body=PNG)
-    for key in ("in/a/", "in/marker/", "in/__MACOSX/x.png", "in/notes.txt"):
-        client.put_object(Bucket="any-key", Key=key, Body=b"")
-    origin, out = place(f"{bucket}/in/"), place(f"{bucket}/out")
-    source = find_images(origin)
-    assert not source.refused
-    images = [vars(ImageFile(found.image_id, found.path, found.size)) for found in source.images]
-    images.append(vars(ImageFile("gone.png", b"gone.png", 1)))
-    written = write_shard({"name": "shard.parquet", "images": images}, origin, out)
-    assert written["rows"] == len(keys) and '"Vanished"' in written["refused"]
-    table = pq.read_table(f"{out.path}/shard.parquet", filesystem=out.arrow_filesystem)
-    assert set(table["source_uri"].to_pylist()) == {f"{bucket}/{key}" for key in keys}
-    classes = dict(
-        zip(table["image_id"].to_pylist(), folder_classes(table["image_id"].to_pylist()).classes, strict=True)
-    )
-    assert {classes[name] for name in ("/x.png", "./x.png", "a.png", "ü/y")} == {None, "ü"} and classes["a//x"] == "a"
+def test_labels_of_packed_images_stay_and_this_is_told(
+    top: Path, tmp_path: Path, config: Config, without_ray: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_each(top, {f"{seed}.png": picture(seed) for seed in range(4)})
+    labels, out = tmp_path / "labels.csv", tmp_path / "out"
+    told = "images are packed with another label or patient than they have now"
+    for text in ("0.png,a,\n1.png,b,\n2.png,,P\n", "0.png,a,\n1.png,b,\n2.png,,P\n3.png,,\n"):
+        pack.run(config, str(top), str(out), str(write(labels, f"file,label,patient_id\n{text}".encode())))
+        assert told not in caplog.text
+    before = counted(out)
+    write(labels, b"file,label,patient_id\n0.png,b,\n1.png,b,P\n2.png,a,P\n3.png,,\n")
+    pack.run(config, str(top), str(out), str(labels))
+    assert f"3 {told}" in caplog.text and counted(out) == before
+    caplog.clear()
+    pack.run(config, str(top), str(out))
+    assert told not in caplog.text
+
+
+def test_16_bits_and_middle_frames_are_packed(top: Path, tmp_path: Path, work: Path, without_ray: None) -> None:
+    samples = ct_samples(1, 5, 8, 8)
+    write(top / "a.dcm", ct(samples)), write(top / "v.nii.gz", volume(1, 3))
+    settings = [f"work={work}", *SETTINGS, "deid.names=keep", "pack.bits=16", "pack.frames=middle"]
+    pack.run(load_config(None, settings), str(top), str(tmp_path / "out"))
+    rows = counted(tmp_path / "out")
+    assert {name: row["frame"] for name, row in rows.items()} == {"a.dcm-2": 2, "v.nii.gz-1": 1}
+    stored = decoded(rows.values())["a.dcm-2"].astype(np.int64)
+    assert np.array_equal(np.argsort(stored, axis=None), np.argsort(samples[2], axis=None))
+    assert all(len(row["window"]) == 2 for row in rows.values())
 
 
 @pytest.mark.parametrize("columns", ["file", "path", "image_id", "both", "other id", "other file"])
 def test_pack_and_evaluate_read_the_same_labels(
-    top: Path, tmp_path: Path, config: Config, ray_session: None, columns: str
+    top: Path, tmp_path: Path, config: Config, without_ray: None, columns: str
 ) -> None:
     predicted = draw_rows(12)
-    for row in predicted:
-        write(top / row["image_id"])
+    for seed, row in enumerate(predicted):
+        write(top / row["image_id"], picture(seed))
     given = {
         "file": "File;x;label",
         "path": "File;x;label",
@@ -370,10 +449,12 @@ def test_pack_and_evaluate_read_the_same_labels(
     assert by_file["metrics"] == by_shards["metrics"]
 
 
-def test_label_files_of_others_are_packed(label_files: Path, tmp_path: Path, config: Config, ray_session: None) -> None:
+def test_label_files_of_others_are_packed(label_files: Path, tmp_path: Path, config: Config, without_ray: None) -> None:
+    pseudonyms = Pseudonyms(load_key(config.deid, config.work))
     for path in sorted(label_files.glob("*.csv")):
         out = tmp_path / path.stem
         result = pack.run(config, str(label_files / "in"), str(out), str(path))
         assert (result["rows"], result["labelled"]) == (4, 4), path.name
-        rows = sorted((row["image_id"], row["label"], row["patient_id"]) for row in rows_of(out))
-        assert rows == [(f"{i}.png", ("malignant", "benign")[i % 2], f"P{i}") for i in range(4)], path.name
+        rows = sorted((row["image_id"], row["label"], row["patient_id"]) for row in counted(out).values())
+        patients = [pseudonym_of(pseudonyms, "patient", f"P{number}") for number in range(4)]
+        assert rows == [(f"{i}.png", ("malignant", "benign")[i % 2], patients[i]) for i in range(4)], path.name

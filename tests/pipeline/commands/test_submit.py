@@ -61,6 +61,14 @@ def test_a_value_is_read_as_it_was_set(weights: str | None, shared: bool, share:
         ([*SCORE, "--set", "cluster.address=auto"], "cluster.address: a job runs on the cluster"),
         (["score", "shards", *SCORE[2:]], "shards: .*give a URI such as s3://, or an absolute path"),
         (["pack", "s3://a/b", "s3://a/c", "--labels", "labels.csv"], "labels.csv: .*a relative path leads nowhere"),
+        (
+            ["pack", "s3://a/b", "s3://a/c", "--labels", "s3://a/labels.csv", "--labels", "more.csv"],
+            "more.csv: .*a relative path leads nowhere",
+        ),
+        *(
+            (["pack", "s3://a/b", "s3://a/c", f"--{option}", "file"], "file: .*a relative path leads nowhere")
+            for option in ("audit", "mapping", "withdraw")
+        ),
         (["demo", "--work", "work"], "work: .*a relative path leads nowhere"),
         (["score", "s3://key:word@a/shards", *SCORE[2:]], "s3://a/shards: holds credentials"),
     ],

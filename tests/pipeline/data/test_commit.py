@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,12 +14,14 @@ from medfocus.pipeline.config import StorageSection
 from medfocus.pipeline.data import records
 from medfocus.pipeline.data.commit import PREDICTIONS, RUN_FILE, Output, part_name
 from medfocus.pipeline.data.manifest import Manifest, ShardEntry
-from medfocus.pipeline.data.storage import Location, locate
+from medfocus.pipeline.data.storage import locate
 from medfocus.pipeline.errors import MedFocusError, UsageError
+from tests.pipeline.data.stopped import Stopped, StoppedLocation
 
 SETTINGS = {"model": "m/1", "max_pixels": 10}
 MANIFEST = Manifest(
-    tuple(ShardEntry(f"{index}", 2, 1, hashlib.sha256(f"{index}".encode()).hexdigest()) for index in range(3))
+    tuple(ShardEntry(f"{index}", 2, 1, hashlib.sha256(f"{index}".encode()).hexdigest()) for index in range(3)),
+    archive="archive",
 )
 
 
@@ -45,7 +48,7 @@ def finished(folder: Path) -> Output:
     run = output(folder)
     run.begin(SETTINGS, MANIFEST)
     for number, shard in enumerate(MANIFEST.shards):
-        run.commit(shard.sha256, rows([f"good-{number}"]), refused([f"bad-{number}"]))
+        run.commit(shard.key, rows([f"good-{number}"]), refused([f"bad-{number}"]))
     run.update(finished=True)
     return run
 
@@ -63,7 +66,7 @@ def test_an_output_that_begins_again_is_unfinished_from_then_on(tmp_path: Path) 
     finished(tmp_path)
     assert record(tmp_path)["finished"]
     assert output(tmp_path).begin(SETTINGS, MANIFEST)[1] == [] and record(tmp_path)["finished"]
-    (tmp_path / "predictions" / part_name(MANIFEST.shards[0].sha256)).unlink()
+    (tmp_path / "predictions" / part_name(MANIFEST.shards[0].key)).unlink()
     _, todo = output(tmp_path).begin(SETTINGS, MANIFEST)
     assert todo == [MANIFEST.shards[0]] and not record(tmp_path)["finished"]
 
@@ -75,41 +78,13 @@ def test_a_retry_keeps_the_rows_until_there_are_new_ones(tmp_path: Path) -> None
     assert len(todo) == 3 and not record(tmp_path)["finished"] and image_ids(tmp_path) == before
 
 
-class Stopped(Exception):
-    """The process is gone."""
-
-
-class FailingLocation(Location):
-    """A place whose writes and deletions end the process once so many have been made."""
-
-    left = 0
-
-    def _count(self) -> None:
-        if FailingLocation.left == 0:
-            raise Stopped
-        FailingLocation.left -= 1
-
-    def __truediv__(self, name: str) -> Location:
-        below = super().__truediv__(name)
-        return FailingLocation(below.store, below.path, below.uri)
-
-    def write(self, content: bytes) -> None:
-        self._count()
-        super().write(content)
-
-    def delete(self) -> None:
-        self._count()
-        super().delete()
-
-
 @pytest.mark.parametrize("steps", range(4))
 def test_a_retry_stopped_at_any_step_doubles_and_loses_no_row(tmp_path: Path, steps: int) -> None:
     """The row that was refused is predicted now; the shard counts as finished only with each row in one file."""
     run = finished(tmp_path)
-    shard = MANIFEST.shards[1].sha256
+    shard = MANIFEST.shards[1].key
     output(tmp_path, replaces=True).begin(SETTINGS, MANIFEST, retry_quarantined=True)
-    FailingLocation.left = steps
-    place = FailingLocation(run.prefix.store, run.prefix.path, run.prefix.uri)
+    place = StoppedLocation.after(steps, run.prefix)
     stopped = False
     try:
         Output(place, PREDICTIONS, replaces=True).commit(shard, rows(["good-1", "bad-1"]), refused([]))
@@ -129,8 +104,7 @@ def test_a_retry_stopped_at_any_step_doubles_and_loses_no_row(tmp_path: Path, st
 @pytest.mark.parametrize("steps", range(5))
 def test_overwriting_that_is_stopped_is_reported_and_never_taken_for_a_run(tmp_path: Path, steps: int) -> None:
     run = finished(tmp_path)
-    FailingLocation.left = steps
-    place = FailingLocation(run.prefix.store, run.prefix.path, run.prefix.uri)
+    place = StoppedLocation.after(steps, run.prefix)
     other = SETTINGS | {"model": "m/2"}
     with contextlib.suppress(Stopped):
         Output(place, PREDICTIONS).begin(other, MANIFEST, overwrite=True)
@@ -157,6 +131,46 @@ def test_rows_of_an_unknown_run_are_not_taken_over(tmp_path: Path) -> None:
 def test_rows_files_that_are_not_visible_here_end_the_run(tmp_path: Path) -> None:
     run = finished(tmp_path)
     run.check_complete(MANIFEST.shards)
-    (tmp_path / "predictions" / part_name(MANIFEST.shards[0].sha256)).unlink()
+    (tmp_path / "predictions" / part_name(MANIFEST.shards[0].key)).unlink()
     with pytest.raises(MedFocusError, match="rows of 1 of 3 shards were written and are not there"):
         run.check_complete(MANIFEST.shards)
+
+
+def next_version() -> Manifest:
+    """The archive without the second shard, with a row of the third one replaced, and with a new shard."""
+    first, _, third = MANIFEST.shards
+    return replace(MANIFEST, shards=(first, replace(third, rows=1, replaced=(1,)), replace(first, sha256="0" * 64)))
+
+
+@pytest.mark.parametrize("steps", range(6))
+def test_rows_that_the_archive_has_no_more_are_removed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, steps: int
+) -> None:
+    """A patient has withdrawn: no file with the rows of the shard may stay, whatever stops the call."""
+    run = finished(tmp_path)
+    version = next_version()
+    with contextlib.suppress(Stopped):
+        Output(StoppedLocation.after(steps, run.prefix), PREDICTIONS).begin(SETTINGS, version)
+    assert record(tmp_path)["finished"] == (steps == 0)
+    with caplog.at_level("INFO"):
+        _, todo = output(tmp_path).begin(SETTINGS, version)
+    assert todo == list(version.shards[1:]) and image_ids(tmp_path) == (["good-0"], ["bad-0"])
+    parts = {path.name for kind in ("predictions", "quarantine") for path in (tmp_path / kind).iterdir()}
+    assert parts == {part_name(version.shards[0].key)}
+    assert ("removed the rows of" in caplog.text) == (steps < 5)
+
+
+def test_rows_of_another_archive_are_refused(tmp_path: Path) -> None:
+    finished(tmp_path)
+    with pytest.raises(UsageError, match="holds rows of 2 shards that are not in SHARDS"):
+        output(tmp_path).begin(SETTINGS, replace(next_version(), archive="another"))
+    assert len(image_ids(tmp_path)[0]) == 3 and record(tmp_path)["finished"]
+    same = replace(MANIFEST, archive="another")  # packed again from the same images
+    assert output(tmp_path).begin(SETTINGS, same)[1] == [] and record(tmp_path)["archive"] == "another"
+
+
+def test_files_of_other_programs_in_quarantine_stay(tmp_path: Path) -> None:
+    finished(tmp_path)
+    (tmp_path / "quarantine" / "pack.parquet").write_bytes(b"of pack")
+    assert output(tmp_path).begin(SETTINGS, MANIFEST)[1] == []
+    assert (tmp_path / "quarantine" / "pack.parquet").exists()

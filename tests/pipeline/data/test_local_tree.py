@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from medfocus.pipeline.config import StorageSection
 from medfocus.pipeline.data.local_tree import Entry, Kind, walk
+from medfocus.pipeline.data.storage import locate
 
 
 def entries(folder: Path) -> list[Entry]:
@@ -36,7 +38,8 @@ def top(tmp_path: Path) -> Path:
 
 
 def test_files_come_with_their_size_and_junk_is_not_entered(top: Path) -> None:
-    assert entries(top) == [Entry("junk", Kind.SKIPPED), Entry("a/1.png", Kind.FILE, 3)]
+    stamp = locate(str(top / "a" / "1.png"), StorageSection()).stamp()
+    assert entries(top) == [Entry("junk", Kind.SKIPPED), Entry("a/1.png", Kind.FILE, 3, stamp=stamp)]
 
 
 @pytest.mark.parametrize("target", ["a", "..", ".", "a/loop", "../..", "a/1.png"])

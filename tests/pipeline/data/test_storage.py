@@ -158,6 +158,7 @@ def test_objects_of_any_key_are_walked_and_read(s3: Callable[[str], str]) -> Non
     kinds = {kind: {name for name, entry in entries.items() if entry.kind is kind} for kind in Kind}
     assert kinds[Kind.FILE] == set(keys) and kinds[Kind.SKIPPED] == {".git/x.png", "a/.hidden/y.png"}
     assert {entries[key].size for key in keys} == {len(key.encode()) for key in keys}
+    assert all(entries[key].stamp == (place / key).stamp() for key in PLAIN_KEYS)
     for key in keys:
         assert (place / key).read() == key.encode() and (place / key).read(3) == key.encode()[:3]
         (place / f"{key}-2").write(b"new")
@@ -259,3 +260,20 @@ def test_a_proxy_that_does_not_answer_is_reported_without_its_password(
     with pytest.raises(StorageError, match="and the proxy") as caught:
         locate(bucket, StorageSection())
     assert "secret-word" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["local", "s3", "memory"])
+def test_a_listing_tells_what_has_changed(request: pytest.FixtureRequest, tmp_path: Path, kind: str) -> None:
+    uris = {"local": lambda: str(tmp_path), "memory": lambda: f"memory://{uuid.uuid4().hex}/x"}
+    uris["s3"] = lambda: request.getfixturevalue("s3")("stamps")
+    place = locate(uris[kind](), StorageSection())
+
+    def stamps() -> dict[str, str]:
+        return {entry.name: entry.stamp for entry in place.walk(lambda name: False)}
+
+    (place / "a/one").write(b"1")
+    (place / "two").write(b"2")
+    before = stamps()
+    assert before == stamps() and len(before) == 2
+    (place / "two").write(b"3")
+    assert stamps()["a/one"] == before["a/one"] and stamps()["two"] != before["two"]

@@ -36,6 +36,7 @@ def draw_rows(rows: int = 90, seed: int = 0) -> list[dict[str, Any]]:
                 "image_id": f"image-{row}.png",
                 "patient_id": f"PATIENT-{row // 3}",
                 "site": (None, "north", "south")[row % 3],
+                "split": "test",
                 "label": CLASSES[int(probabilities.argmax())],
                 "probabilities": probabilities.tolist(),
                 "confidence": float(probabilities.max()),
@@ -71,7 +72,7 @@ def write_predictions(
         ]
         predictions = [{name: row[name] for name in schema.names} for row in rows]
         output.commit(
-            shard.sha256,
+            shard.key,
             pa.Table.from_pylist(predictions, schema=schema),
             pa.Table.from_pylist(quarantine, schema=records.QUARANTINE),
         )
@@ -95,21 +96,19 @@ def write_shards(prefix: str, rows: Sequence[dict[str, Any]]) -> str:
     """Write two labelled shards, whose images are no images: evaluation must not read them."""
     entries = []
     for index, part in enumerate((rows[:40], rows[40:])):
-        shard_rows = [
-            {
-                "image_id": row["image_id"],
-                "image": b"?",
-                "media_type": "image/png",
-                "label": row["truth"],
-                "source_uri": "x",
-                "sha256": "x",
-            }
-            for row in part
-        ]
-        content = records.encode(pa.Table.from_pylist(shard_rows, schema=records.SHARD))
+        columns = {
+            "image_id": [row["image_id"] for row in part],
+            "label": [row["truth"] for row in part],
+            "split": [row["split"] for row in part],
+            "image": [b"?"] * len(part),
+            "media_type": ["image/png"] * len(part),
+            "source_uri": ["x"] * len(part),
+            "sha256": ["x"] * len(part),
+        }
+        content = records.encode(records.shard_table(columns))
         name = f"shard-{index}.parquet"
         (locate(prefix, StorageSection()) / name).write(content)
-        entries.append(ShardEntry(name, len(shard_rows), len(content), hashlib.sha256(content).hexdigest()))
+        entries.append(ShardEntry(name, len(part), len(content), hashlib.sha256(content).hexdigest()))
     write_manifest(locate(prefix, StorageSection()), entries)
     return prefix
 

@@ -1,6 +1,7 @@
 """Reading labels: shards, label files, and the messages about files that hold no usable labels."""
 
 import csv
+import hashlib
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -9,7 +10,8 @@ import pytest
 from medfocus.pipeline.config import StorageSection
 from medfocus.pipeline.data.storage import Location, locate
 from medfocus.pipeline.errors import UsageError
-from medfocus.pipeline.evaluation.truth import Truth, read_truth
+from medfocus.pipeline.evaluation.truth import Naming, Truth, read_truth
+from medfocus.pipeline.labels.class_mapping import ClassMapping
 from tests.pipeline.evaluation.archive import draw_rows, write_csv, write_predictions, write_shards
 
 
@@ -85,11 +87,60 @@ def test_a_folder_without_a_manifest_is_refused(predictions: Location, tmp_path:
     assert "neither shards nor a label file" in error(tmp_path / "folder", predictions)
 
 
-def test_two_labels_of_one_image_name_the_image(predictions: Location, tmp_path: Path) -> None:
-    """The user, who has to choose between two lines, needs to know the image."""
+def test_two_labels_of_one_image_name_the_lines(predictions: Location, tmp_path: Path) -> None:
     labels = tmp_path / "labels.csv"
     labels.write_text("image_id,label\nimage-0.png,cyst\nimage-0,solid mass\n")
-    assert "lines 2 and 3 give two labels to image-0.png" in error(labels, predictions)
+    assert error(labels, predictions) == f"{labels}: lines 2 and 3 give one image two labels; keep one of them"
+
+
+def pseudonym(kind: str, text: str) -> str:
+    return hashlib.sha256(f"{kind} {text}".encode()).hexdigest()
+
+
+@pytest.mark.parametrize("front", ["", "./", "D:\\\\export\\\\", "/mnt/archive/"])
+def test_names_of_files_lead_to_pseudonyms_and_to_all_frames(tmp_path: Path, front: str) -> None:
+    """Names in the label file become names of items, as ``pack`` made them; a file has one image or two frames."""
+    rows = [row | {"file": row["image_id"]} for row in draw_rows()]
+    for number, row in enumerate(rows):
+        row["file"] = f"s{number // 20}/{number // 2 * 2 if number < 20 else number}.dcm"
+        row["image_id"] = pseudonym("path", row["file"]) + (f"-{number % 2}" if number < 20 else "")
+    predictions = write_predictions(str(tmp_path / "out"), [rows[:30], rows[30:]]).rows
+    truths = {row["file"]: "cyst" if number % 3 else "solid mass" for number, row in enumerate(rows)}
+    labels = tmp_path / "labels.csv"
+    labels.write_text("file,label\n" + "".join(f"{front}{file},{label}\n" for file, label in truths.items()))
+    naming = Naming(pseudonym, lambda path: [pseudonym("path", path)], lambda image: image.partition("-")[0])
+    truth = read_truth(locate(str(labels), StorageSection()), predictions, naming)
+    assert label_of_image(truth) == {row["image_id"]: truths[row["file"]] for row in rows}
+    assert truth.unpredicted == 0
+
+
+def test_patients_of_a_label_file_become_pseudonyms(tmp_path: Path) -> None:
+    rows = [row | {"patient_id": pseudonym("patient", f"P{n // 10}")} for n, row in enumerate(draw_rows())]
+    predictions = write_predictions(str(tmp_path / "out"), [rows]).rows
+    labels = tmp_path / "labels.csv"
+    labels.write_text("patient_id,label\n" + "".join(f"P{n},{'ab'[n % 2]}\n" for n in range(9)))
+    truth = read_truth(locate(str(labels), StorageSection()), predictions, Naming(pseudonym))
+    assert label_of_image(truth) == {row["image_id"]: "ab"[n // 10 % 2] for n, row in enumerate(rows)}
+
+
+def test_labels_of_a_file_are_mapped(predictions: Location, tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("file,label\nimage-0.png,c\nimage-1.png,?\nimage-2.png,cyst\n")
+    naming = Naming(mapping=ClassMapping({"c": "cyst", "?": None}))
+    truth = read_truth(locate(str(tmp_path / "labels.csv"), StorageSection()), predictions, naming)
+    assert label_of_image(truth) == {"image-0.png": "cyst", "image-2.png": "cyst"}
+
+
+def test_the_labels_of_one_split_are_read_from_shards_and_from_files(tmp_path: Path) -> None:
+    rows = [row | {"split": ("train", "test", None)[number % 3]} for number, row in enumerate(draw_rows())]
+    predictions = write_predictions(str(tmp_path / "out"), [rows[:30], rows[30:]]).rows
+    labels = write_csv(tmp_path / "labels.csv", rows)
+    shards = write_shards(str(tmp_path / "shards"), rows)
+    expected = {row["image_id"]: row["truth"] for row in rows if row["split"] == "test"}
+    for place in (labels, shards):
+        truth = read_truth(locate(place, StorageSection()), predictions, split="test")
+        assert label_of_image(truth) == expected
+    with pytest.raises(UsageError, match="no labelled image is of the split validation; correct --split"):
+        read_truth(locate(shards, StorageSection()), predictions, split="validation")
 
 
 def test_a_large_file_with_reports_of_several_lines_is_read(predictions: Location, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 import hashlib
 import io
+import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from medfocus.pipeline.data.manifest import ShardEntry
 from medfocus.pipeline.data.storage import AccessError, Location, StorageError, locate
 from medfocus.pipeline.errors import ShardError
 from medfocus.pipeline.execution import decode
-from medfocus.pipeline.execution.block import FAILURE
 from medfocus.pipeline.execution.decode import read_and_decode
 from medfocus.pipeline.execution.read import block_of, read_shard
+from medfocus.pipeline.isolation.failure import FAILURE
 from tests.conftest import png
 
 IMAGE = png(np.full((8, 6), 200, np.uint8))
@@ -27,17 +28,17 @@ IMAGE = png(np.full((8, 6), 200, np.uint8))
 def table(labels: list[str | None], names: list[str] | None = None) -> pa.Table:
     count = len(labels)
     names = names or [f"{row}.png" for row in range(count)]
-    columns = {
-        "image_id": names,
-        "image": [IMAGE] * count,
-        "media_type": ["image/png"] * count,
-        "label": labels,
-        "patient_id": [None] * count,
-        "site": ["north"] * count,
-        "source_uri": names,
-        "sha256": ["0"] * count,
-    }
-    return pa.table(columns, schema=records.SHARD)
+    return records.shard_table(
+        {
+            "image_id": names,
+            "image": [IMAGE] * count,
+            "media_type": ["image/png"] * count,
+            "label": labels,
+            "site": ["north"] * count,
+            "source_uri": names,
+            "sha256": ["0"] * count,
+        }
+    )
 
 
 def stored(folder: Path, content: bytes) -> tuple[ShardEntry, Location]:
@@ -96,13 +97,33 @@ def test_a_repeated_image_id_fails_under_a_name_of_its_own() -> None:
     assert labelled["image_id"].tolist() == ["x", "y", "x#3"]
 
 
+def test_a_row_that_is_replaced_is_not_read(tmp_path: Path) -> None:
+    """Its image may be elsewhere under the same name: the newer row is the one that counts."""
+    packed = table(["a", "b", None, "b"], ["x", "y", "x", "z"])
+    entry, source = stored(tmp_path, records.encode(packed))
+    entry = replace(entry, rows=3, replaced=(0,))
+    assert read_shard(entry, source).equals(packed.slice(1))
+    block = decoded(entry, source)
+    assert block["image_id"].tolist() == ["y", "x", "z"] and not block["error"].any()
+    assert block["shard_rows"].tolist() == [3] * 3 and set(block["shard"]) == {entry.key} != {entry.sha256}
+    assert decoded(replace(entry, rows=0, replaced=(0, 1, 2, 3)), source)["shard_rows"].tolist() == [0]
+
+
+def test_a_window_goes_with_its_image_to_the_decoder() -> None:
+    rows = table(["a", None])
+    rows = rows.set_column(rows.schema.get_field_index("window"), rows.schema.field("window"), [[None, [40.0, 400.0]]])
+    block = block_of(rows, labelled_only=False)
+    assert block["window"].tolist() == [None, (40.0, 400.0)] and block["split"].tolist() == ["", ""]
+    assert block_of(rows, labelled_only=True)["window"].tolist() == [None]
+
+
 def run(stage: Callable[[dict[str, Any]], dict[str, Any]], batch: dict[str, Any]) -> dict[str, Any]:
     """Isolation without a cluster."""
     return stage(batch)
 
 
 def decoded(entry: ShardEntry, source: Location, *, labelled_only: bool = False) -> dict[str, Any]:
-    row = {name: np.array([value], object) for name, value in vars(entry).items()}
+    row = {"entry": np.array([json.dumps(asdict(entry))], object)}
     options = {"size": 16, "max_pixels": 100}
     return read_and_decode(row, source, options, labelled_only, run)  # type: ignore[arg-type]
 
@@ -112,6 +133,7 @@ def test_a_shard_becomes_a_block_of_decoded_rows(tmp_path: Path) -> None:
     block = decoded(entry, source)
     assert block["pixels"].shape[:3] == (2, 16, 16) and set(block["pixels"].ravel().tolist()) == {200}
     assert (block["height"].tolist(), block["width"].tolist()) == ([8, 8], [6, 6])
+    assert not {"image", "media_type", "window"} & block.keys()
     assert block["shard"].tolist() == [entry.sha256] * 2 and block["shard_rows"].tolist() == [2, 2]
 
 

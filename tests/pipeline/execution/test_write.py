@@ -10,9 +10,10 @@ from medfocus.pipeline.data import records
 from medfocus.pipeline.data.commit import FEATURES, PREDICTIONS, Output, part_name
 from medfocus.pipeline.data.storage import AccessError, Location, StorageError, locate
 from medfocus.pipeline.errors import MedFocusError, ShardError
-from medfocus.pipeline.execution.block import FAILURE, blank_row, fail_shard
+from medfocus.pipeline.execution.block import blank_row
 from medfocus.pipeline.execution.job import Provenance
 from medfocus.pipeline.execution.write import commit_rows
+from medfocus.pipeline.isolation.failure import FAILURE, fail_shard
 from medfocus.stages.batch import fail, start
 
 DIGEST = "5" * 64
@@ -21,7 +22,7 @@ MODEL = Provenance("models:/m/1", ("a", "b"))
 
 def block(count: int) -> dict[str, Any]:
     """Rows of a shard after all stages, for predictions and for features of five tokens of width three."""
-    text = {name: np.full(count, "", object) for name in ("patient_id", "site", FAILURE)}
+    text = {name: np.full(count, "", object) for name in ("patient_id", "site", "split", FAILURE)}
     tokens = np.arange(count * 2 * 5 * 3, dtype=np.float16).reshape(count, 2, 5, 3)
     rows = text | {
         "image_id": np.array([f"{row}.png" for row in range(count)], object),
@@ -53,7 +54,7 @@ def read(folder: Path, kind: str) -> list[dict[str, Any]]:
 
 def test_each_row_is_in_exactly_one_of_predictions_and_quarantine(tmp_path: Path) -> None:
     rows = block(3)
-    rows["patient_id"][0] = "P1"
+    rows["patient_id"][0], rows["split"][0] = "P1", "test"
     fail(rows, 1, "decode", "Truncated", "the file ends early")
     summary = commit_rows(rows, output(tmp_path), MODEL)
     counts = {"rows": [3], "written": [2], "quarantined": [1]}
@@ -63,6 +64,7 @@ def test_each_row_is_in_exactly_one_of_predictions_and_quarantine(tmp_path: Path
         "image_id": "0.png",
         "patient_id": "P1",
         "site": None,
+        "split": "test",
         "label": "a",
         "probabilities": [0.75, 0.25],
         "confidence": 0.75,

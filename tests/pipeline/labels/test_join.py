@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medfocus.pipeline.errors import UsageError
-from medfocus.pipeline.labels.join import Join, Way, join_labels
+from medfocus.pipeline.labels.items import Item
+from medfocus.pipeline.labels.join import Join, Values, join_labels
+from medfocus.pipeline.labels.names import WAY_TEXTS, Way
 from medfocus.pipeline.labels.reader import LabelFile, LabelRow
 
 
@@ -23,11 +25,24 @@ def labels_of(*rows: tuple[str | None, str | None, str | None], columns: Sequenc
 
 def joined(names: Sequence[str], images: Sequence[str], folders: Sequence[str] = ()) -> Join:
     labels = labels_of(*[(name, None, f"label {index}") for index, name in enumerate(names)])
-    return join_labels(labels, lambda: images, folders)
+    return join_with(labels, images, folders)
 
 
-def found(join: Join) -> dict[str, str | None]:
-    return {image: row.label for image, row in join.rows.items()}
+def join_with(labels: LabelFile, images: Sequence[str], folders: Sequence[str] = ()) -> Join:
+    return join_labels([labels], lambda: items_of(images), folders)
+
+
+def items_of(images: Sequence[str]) -> list[Item]:
+    return [Item(image, image) for image in images]
+
+
+def rows_of(join: Join, images: Sequence[str]) -> dict[str, Values]:
+    """What the files say of the images that they name."""
+    return {item.image_id: values for item, values in join.of(items_of(images)) if values != Values()}
+
+
+def found(join: Join, images: Sequence[str]) -> dict[str, str | None]:
+    return {image: values.label for image, values in rows_of(join, images).items()}
 
 
 NFD = unicodedata.normalize("NFD", "Müller.png")
@@ -56,12 +71,17 @@ NFD = unicodedata.normalize("NFD", "Müller.png")
         ("Röntgen.png", quote("Röntgen.png".encode("cp1252")), Way.FILE_NAME),
         ("x/Röntgen", quote("x/Röntgen.png".encode("cp1252")), Way.NO_SUFFIX),
         ("file:///data/in/R%F6ntgen.png", "R%F6ntgen.png", Way.PATH),
+        ("a.png", "x/y/a.png", Way.END),
+        ("y\\A", "x/y/a.png", Way.END),
     ],
 )
 def test_a_name_leads_to_its_image_and_the_way_is_known(name: str, image: str, way: Way) -> None:
-    join = joined([name, "absent.png"], ["other.png", image, "y/z.png"], ["s3://bucket/in", "bucket/in", "/data/in"])
-    assert found(join) == {image: "label 0"} and join.ways == {way: 1}
-    assert join.absent == 1 and not join.ambiguous and not join.folder
+    images = ["other.png", image, "y/z.png"]
+    join = joined([name, "absent.png"], images, ["s3://bucket/in", "bucket/in", "/data/in"])
+    assert found(join, images) == {image: "label 0"}
+    report = join.report.files[0]
+    assert report.images == {("file", WAY_TEXTS.get(way, "")): 1}
+    assert report.absent == 1 and report.absent_lines == [3] and not report.ambiguous and not report.folder
 
 
 @pytest.mark.parametrize(
@@ -70,22 +90,27 @@ def test_a_name_leads_to_its_image_and_the_way_is_known(name: str, image: str, w
         ("a", ["a.png", "a.jpg"]),
         ("A.png", ["a.png", "a.PNG"]),
         ("é.png", ["E\u0301.png", "É.png"]),
+        ("a.png", ["x/a.png", "y/a.png"]),
     ],
 )
 def test_a_name_that_fits_several_images_is_joined_to_none(
     name: str, images: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    join = joined(["b.png", name], [*images, "b.png"])
-    assert found(join) == {"b.png": "label 0"} and join.ambiguous == [3] and join.absent == 0
-    join.log([*images, "b.png"])
+    images = [*images, "b.png"]
+    join = joined(["b.png", name], images)
+    assert found(join, images) == {"b.png": "label 0"}
+    assert join.report.files[0].ambiguous == [3] and join.report.files[0].absent == 0
+    join.report.log()
     assert "1 labels fit several images" in caplog.text and "line 3" in caplog.text
 
 
 def test_the_closest_image_is_meant() -> None:
-    images = ["a.png", "A.png", "A.PNG", "a"]
-    assert found(joined(["A.png", "a", "a.png"], images)) == {"A.png": "label 0", "a": "label 1", "a.png": "label 2"}
+    images = ["a.png", "A.png", "A.PNG", "a", "x/a.png"]
+    labels = {"A.png": "label 0", "a": "label 1", "a.png": "label 2"}
+    assert found(joined(["A.png", "a", "a.png"], images), images) == labels
     both = [NFD, unicodedata.normalize("NFC", NFD)]
-    assert found(joined(both, [both[1], quote(both[0])])) == {quote(both[0]): "label 0", both[1]: "label 1"}
+    images = [both[1], quote(both[0])]
+    assert found(joined(both, images), images) == {quote(both[0]): "label 0", both[1]: "label 1"}
 
 
 @pytest.mark.parametrize(
@@ -103,10 +128,10 @@ def test_one_folder_in_front_of_all_names_may_be_another(
     names: list[str], images: list[str], folder: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     join = joined(names, images)
-    join.log()
-    assert join.folder is folder is ("the same other folder in front" in caplog.text)
-    assert not joined(names, images, ["/data/in"]).folder or not names[0].startswith("in/")
-    assert len(join.rows) == (len(names) if folder else sum(name in images for name in names))
+    join.report.log()
+    assert join.report.files[0].folder is folder is ("the same other folder in front" in caplog.text)
+    assert not joined(names, images, ["/data/in"]).report.files[0].folder or not names[0].startswith("in/")
+    assert join.report.joined == (len(names) if folder else sum(name in images for name in names))
 
 
 @pytest.mark.parametrize(
@@ -129,37 +154,39 @@ def test_of_two_columns_the_one_that_names_more_images_counts_and_else_file(file
     expected = {
         name or other: label for name, other, label in zip(names, ids, [r.label for r in labels.rows], strict=True)
     }
-    assert found(join_labels(labels, lambda: ["a.png", "b.png"])) == expected
+    images = ["a.png", "b.png"]
+    assert found(join_with(labels, images), images) == expected
 
 
 def test_rows_of_one_image_are_one() -> None:
     labels = labels_of(("a.png", None, "x"), ("a.png", None, "x"), ("./a.png", None, None), ("b.png", None, None))
     labels.rows[2:3] = [labels.rows[2]._replace(patient_id="P1")]  # type: ignore[index]
-    join = join_labels(labels, lambda: ["a.png", "b.png"])
-    assert found(join) == {"a.png": "x", "b.png": None} and join.rows["a.png"].patient_id == "P1"
+    join = join_with(labels, ["a.png", "b.png"])
+    assert rows_of(join, ["a.png", "b.png"]) == {"a.png": Values("x", "P1")} and join.report.joined == 2
 
 
-@pytest.mark.parametrize("other", ["a.png", "./a.png", "A.png", "a"])
+@pytest.mark.parametrize("other", ["Smith.png", "./Smith.png", "SMITH.png", "Smith"])
 @pytest.mark.parametrize(("column", "thing"), [("label", "labels"), ("patient_id", "patients"), ("site", "sites")])
-def test_two_values_of_one_image_are_an_error_that_names_it(other: str, column: str, thing: str) -> None:
-    rows = [LabelRow(2, "a.png", None, None, None, None), LabelRow(9, other, None, None, None, None)]
+def test_two_values_of_one_image_are_an_error_that_names_lines_only(other: str, column: str, thing: str) -> None:
     labels = labels_of()
+    rows = [LabelRow(2, "Smith.png"), LabelRow(9, other)]
     labels.rows.extend(row._replace(**{column: str(row.line)}) for row in rows)  # type: ignore[attr-defined]
-    with pytest.raises(UsageError, match=rf"^labels.csv: lines 2 and 9 give two {thing} to a\.png; keep one of them$"):
-        join_labels(labels, lambda: ["a.png"])
+    with pytest.raises(UsageError, match=rf"^labels.csv: lines 2 and 9 give one image two {thing}; keep one of them$"):
+        join_with(labels, ["Smith.png"])
 
 
 def test_the_log_counts_and_names_nothing(caplog: pytest.LogCaptureFixture) -> None:
     images = ["Smith.png", "b.png", "c.png", "d.png"]
     with caplog.at_level(logging.INFO):
-        joined(["Smith.PNG", "b", "./c.png", "gone.png", "bad.png"], [*images, "bad.png"]).log(images)
+        joined(["Smith.PNG", "b", "./c.png", "gone.png", "bad.gif"], images).report.log()
     told = [record.getMessage() for record in caplog.records]
     assert told == [
         "labels joined",
         "labels joined loosely: 1 by another spelling of the path, 1 by another letter case, 1 without the suffix",
-        "1 labels name no image of the source and are left out",
+        "2 labels name no image of the source and are left out, in lines 5, 6",
     ]
-    assert caplog.records[0].fields == {"images": 3, "images_without_label": 1}  # type: ignore[attr-defined]
+    counts = {"images": 3, "images_without_label": 1, "patients": 0, "sites": 0}
+    assert caplog.records[0].fields == counts  # type: ignore[attr-defined]
 
 
 parts = st.text(st.sampled_from("abAB12.é\u0301%_- "), min_size=1, max_size=5).filter(lambda part: part.strip(". "))
@@ -169,7 +196,7 @@ paths = st.lists(parts, min_size=1, max_size=3).map("/".join)
 @given(st.lists(paths, min_size=1, max_size=8, unique=True), st.data())
 def test_every_image_is_found_by_its_own_name_and_by_no_other(images: list[str], data: st.DataObject) -> None:
     """Whatever other images there are: a name finds its image exactly, and in a loose spelling that one or none."""
-    assert found(joined(images, images)) == {image: f"label {index}" for index, image in enumerate(images)}
+    assert found(joined(images, images), images) == {image: f"label {index}" for index, image in enumerate(images)}
     image = data.draw(st.sampled_from(images))
     change = data.draw(
         st.sampled_from(
@@ -185,7 +212,8 @@ def test_every_image_is_found_by_its_own_name_and_by_no_other(images: list[str],
     spelled = change(image)
     if spelled not in images:
         join = joined([spelled], images, ["/data/in"])
-        assert not join.rows or (len(join.rows) == 1 and join.absent == 0)
+        report = join.report.files[0]
+        assert not join.report.joined or (join.report.joined == 1 and report.absent == 0)
         same = [name for name in images if name.strip().casefold() == image.strip().casefold()]
-        if len(same) == 1 and "%" not in "".join(images) and not join.ambiguous:
-            assert set(join.rows) == {image}
+        if len(same) == 1 and "%" not in "".join(images) and not report.ambiguous:
+            assert set(found(join, images)) == {image}

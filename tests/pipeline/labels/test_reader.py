@@ -103,7 +103,7 @@ def test_reports_of_several_lines_and_any_length(file: Path, delimiter: str) -> 
 
 def test_none_is_empty_or_nan_and_a_class_may_be_called_na(file: Path) -> None:
     content = "file,label,patient_id,site\na,nan,NaN,NA\nb, ,NA,nan\nc,NA,,x\nd,None,None\ne\n"
-    assert [row[3:] for row in read(file, content.encode()).rows] == [
+    assert [row[3:6] for row in read(file, content.encode()).rows] == [
         (None, None, "NA"),
         (None, None, None),
         ("NA", None, "x"),

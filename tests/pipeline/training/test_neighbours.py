@@ -5,6 +5,7 @@ import io
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,8 +13,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.random_projection import SparseRandomProjection
 
+from medfocus.pipeline.config import StorageSection
+from medfocus.pipeline.data import records
+from medfocus.pipeline.data.storage import locate
 from medfocus.pipeline.training.folds import group_rows
-from medfocus.pipeline.training.neighbours import Neighbours, Sketches, find_neighbours
+from medfocus.pipeline.training.neighbours import Neighbours, Sketches, find_neighbours, read_sketches
 from medfocus.stages.decode import Decode
 from medfocus.stages.tower import ImageTower
 from medfocus.starter.phantoms import draw
@@ -77,6 +81,30 @@ def test_too_few_different_images_give_identical_pairs_only(values: np.ndarray) 
     archive = sketches(values)
     neighbours = find_neighbours(archive, dict.fromkeys(archive.image_ids, "c"))
     assert not neighbours.compared and len(neighbours.pairs) == 40 - len(np.unique(values, axis=0))
+
+
+def test_only_the_rows_of_training_are_read_and_a_file_may_be_empty(tmp_path: Path) -> None:
+    """A shard whose labelled images are all in quarantine has an empty file; rows of the split test are left out."""
+    schema = records.feature_schema(33, 24, region=False)
+    values = np.random.default_rng(0).normal(size=(4, 33, 24)).astype(np.float16)
+    rows = {
+        "image_id": [f"i{row}" for row in range(4)],
+        "label": ["c"] * 4,
+        "split": ["train", "test", None, "train"],
+        "mask": [{"size": [1, 1], "counts": "1"}] * 4,
+        "mask_score": [0.5] * 4,
+        "model_key": ["x"] * 4,
+        "tokens": pa.FixedShapeTensorArray.from_numpy_ndarray(values),
+        "focus": pa.FixedShapeTensorArray.from_numpy_ndarray(values[:, 1:, 0].copy()),
+    }
+    full = pa.table([rows.get(field.name, pa.nulls(4, field.type)) for field in schema], schema=schema)
+    for number, table in enumerate((schema.empty_table(), full.slice(0, 2), full.slice(2))):
+        (tmp_path / f"{number}.parquet").write_bytes(records.encode(table))
+    read = read_sketches(locate(str(tmp_path), StorageSection()), {"i0", "i2", "i3"})
+    flat = values[[0, 2, 3], 1:].reshape(3, -1).astype(np.float32)
+    expected = SparseRandomProjection(512, random_state=0).fit(flat).transform(flat)
+    assert list(read.image_ids) == ["i0", "i2", "i3"] and len(set(read.digests)) == 3
+    np.testing.assert_allclose(read.values, expected, rtol=1e-4, atol=1e-5)
 
 
 def tokens(images: list[bytes], clip: torch.nn.Module) -> Sketches:

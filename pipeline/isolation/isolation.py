@@ -24,7 +24,7 @@ from medfocus.cluster.devices import is_device_error, is_memory_error
 from medfocus.pipeline.console.causes import reason
 from medfocus.pipeline.data.storage import AccessError
 from medfocus.pipeline.errors import MedFocusError
-from medfocus.pipeline.execution.block import FAILURE, fail_shard
+from medfocus.pipeline.isolation.failure import FAILURE, fail_shard
 from medfocus.stages.batch import Batch, fail, well, writable
 
 # Rows that a stage works on at once. If their worker dies, each of them is tried alone.
@@ -102,7 +102,7 @@ class Isolation:
         Args:
             stage: the stage.
             batch: rows of one shard.
-            shard: digest of the shard.
+            shard: key of the shard.
             rows: int [n], sorted places of the rows in the batch.
             noted: the journal has these rows in flight already.
 

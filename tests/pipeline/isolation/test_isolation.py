@@ -7,9 +7,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from medfocus.pipeline.data.storage import AccessError, StorageError
-from medfocus.pipeline.execution.block import FAILURE
-from medfocus.pipeline.execution.isolation import GROUP, Isolation
-from medfocus.pipeline.execution.journal import Journal, open_journal
+from medfocus.pipeline.isolation.failure import FAILURE
+from medfocus.pipeline.isolation.isolation import GROUP, Isolation
+from medfocus.pipeline.isolation.journal import Journal, open_journal
 from medfocus.stages.batch import start, well
 
 

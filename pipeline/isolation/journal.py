@@ -21,7 +21,7 @@ class Journal:
         Ray may make a call twice: rows that the worker itself has in flight already are no sign of a death.
 
         Args:
-            shard: digest of the shard.
+            shard: key of the shard.
             stage: name of the stage.
             rows: rows that the worker begins with; they are in flight from now on if there are no suspects.
             worker: id of the worker.

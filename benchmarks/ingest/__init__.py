@@ -1,0 +1,1 @@
+"""How fast ``pack`` takes images in, beside the decoders alone and beside other ways."""

@@ -1,0 +1,102 @@
+"""How fast ``pack`` takes images in, and what memory that takes.
+
+Usage: ``python -m benchmarks.ingest [--images 240] [--objects 1000000] [--files 2000]`` (some ten minutes)
+
+The first table has the images of 1024 x 1024 pixels that are packed in a second: by ``pack``, by its decoders alone
+in as many processes as there are CPUs, by a plain loop with pydicom, and by dicom2jpg, which both save PNG files. The
+target is 0.8 of the decoders alone. The second table has the driver's memory for the plan of a source of many objects,
+of which nothing is read (target: less than 500 MiB), and the peak of ``pack`` over small DICOM files and over ten times
+as many (target: a ratio of at most 1.15). Each line says ``met`` or ``MISSED``; the exit code is 1 where one is missed.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from time import monotonic
+
+from benchmarks.ingest import baselines, planning, workload
+from benchmarks.ingest.memory import peak_of_driver
+from benchmarks.listing import bucket_of
+from medfocus.cluster.connect import connected
+from medfocus.pipeline.commands import pack
+from medfocus.pipeline.config import load_config
+
+MIN_RATIO, MAX_MIB, MAX_MEMORY_RATIO = 0.8, 500, 1.15
+
+
+def pack_speed(folder: Path, images: Path, count: int) -> float:
+    """Images that ``pack`` takes in a second, from its call to its return, with Ray started before."""
+    config = load_config(None, [f"work={folder / 'work'}", "burned_in.ocr=never"])
+    started = monotonic()
+    result = pack.run(config, str(images), str(folder / f"shards-{images.name}"))
+    assert result["rows"] == count, result
+    return count / (monotonic() - started)
+
+
+def compare_speeds(folder: Path, count: int) -> bool:
+    """Print the table of speeds; whether the target is met."""
+    cpus, met = os.cpu_count() or 1, True
+    side = f"{count} images of {workload.SIDE} x {workload.SIDE}"
+    print(f"| {side} | pack | decoders alone | of these | pydicom | dicom2jpg |")
+    print("|---|---|---|---|---|---|")
+    with connected(None, None):
+        write_and_pack(folder, "warm", "PNG, 8 bit", 8)
+        for number, name in enumerate(workload.FORMATS):
+            paths, packed = write_and_pack(folder, f"images-{number}", name, count)
+            alone = baselines.images_per_second(baselines.decode, paths, cpus)
+            others = ["n/a", "n/a"]
+            if name.startswith("DICOM"):
+                others[0] = f"{baselines.images_per_second(baselines.save_with_pydicom, paths, cpus):.1f}"
+                others[1] = "n/a, install with pip install dicom2jpg"
+                if baselines.has_dicom2jpg():
+                    others[1] = f"{baselines.images_per_second(baselines.save_with_dicom2jpg, paths, cpus):.1f}"
+            print(f"| {name} | {packed:.1f} | {alone:.1f} | {packed / alone:.2f} | {' | '.join(others)} |", flush=True)
+            met &= packed >= MIN_RATIO * alone
+    print(f"\nat least {MIN_RATIO} of the decoders alone: {'met' if met else 'MISSED'}\n", flush=True)
+    return met
+
+
+def write_and_pack(folder: Path, images: str, name: str, count: int) -> tuple[list[Path], float]:
+    """Write files of a format and pack them; their paths, and the images a second."""
+    paths = workload.write_files(folder / images, name, count)
+    return paths, pack_speed(folder, folder / images, count)
+
+
+def compare_memory(folder: Path, objects: int, files: int) -> bool:
+    """Print the table of memory; whether the targets are met."""
+    with bucket_of(objects) as url, ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        items, portions, seconds, mebibytes = process.submit(planning.plan, url).result()
+    print("| driver | files | seconds | MiB |\n|---|---|---|---|")
+    print(f"| plan, {portions} portions | {items} | {seconds:.0f} | {mebibytes} |", flush=True)
+    peaks = []
+    for count in (files, 10 * files):
+        started = monotonic()
+        peaks.append(peak_of_driver(folder, count))
+        print(f"| pack | {count} | {monotonic() - started:.0f} | {peaks[-1]} |", flush=True)
+    planned, flat = mebibytes < MAX_MIB and items == objects, peaks[1] <= MAX_MEMORY_RATIO * peaks[0]
+    print(f"\nplan under {MAX_MIB} MiB: {'met' if planned else 'MISSED'}")
+    print(f"peak at most {MAX_MEMORY_RATIO} times: {peaks[1] / peaks[0]:.3f}, {'met' if flat else 'MISSED'}")
+    return planned and flat
+
+
+def main() -> int:
+    """Print the tables; 1 where a target is missed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.ingest", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=int, default=240, help="images of each format (default: 240)")
+    parser.add_argument("--objects", type=int, default=1_000_000, help="objects of the plan (default: 1000000)")
+    parser.add_argument("--files", type=int, default=2000, help="files of the smaller archive (default: 2000)")
+    call = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        fast = compare_speeds(Path(name), call.images)
+        small = compare_memory(Path(name), call.objects, call.files)
+    return 0 if fast and small else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
