@@ -83,5 +83,7 @@ def test_a_temporary_folder_that_ray_cannot_use_is_replaced_with_a_warning(tmp_p
             check=False,
         )
         assert process.returncode == 0 and json.loads(process.stdout)["rows"] == 4
-        warning, _classes, _duplicates, packed = process.stderr.splitlines()
+        warning, *others, packed = process.stderr.splitlines()
         assert f"WARNING temporary files of Ray are in /tmp/ray, since {folder} is " in warning and " packed " in packed
+        assert [text for line in others for text in ("WARNING", "ERROR", "Traceback") if text in line] == ["WARNING"]
+        assert "4 images that are not DICOM were not looked at for text" in "".join(others)
