@@ -1,5 +1,5 @@
 # make demo: the whole pipeline on phantoms.  make test: the tests.  make faults: the tests that kill processes and
-# break storage.  make clusters: the tests that start clusters.  make lint: what checks the code without running it.
+# break storage.  make clusters: the tests that start clusters.  make commands: those that run all commands as users do.  make lint: what checks the code without running it.
 # make docs: the pages, into build/site.  Each makes the virtual environment if needed.
 PYTHON ?= python3
 VENV := .venv
@@ -9,19 +9,22 @@ READY := $(VENV)/ready
 # What is ours to compile: links in medfocus/ lead to the same folders.
 FOLDERS := stages pipeline cluster starter benchmarks tests docs
 
-.PHONY: demo test faults clusters install lint docs constraints clean
+.PHONY: demo test faults clusters commands install lint docs constraints clean
 
 demo: $(READY)
 	$(BIN)/medfocus demo --work work
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not faults and not clusters"
+	$(BIN)/python -m pytest -m "not faults and not clusters and not commands"
 
 faults: $(READY)
 	$(BIN)/python -m pytest -m faults
 
 clusters: $(READY)
 	$(BIN)/python -m pytest -m clusters
+
+commands: $(READY)
+	$(BIN)/python -m pytest -m commands
 
 install: $(READY)
 

@@ -49,8 +49,10 @@ class AutoscalingCluster:
     def raylets(self) -> list[psutil.Process]:
         """The process that manages a node, for each node but the head, oldest first."""
         pairs = [(process, line) for process, line in _command_lines() if str(self.folder) in line]
-        raylets = [process for process, line in pairs if "raylet/raylet " in line and "--head" not in line]
-        return sorted(raylets, key=lambda process: process.create_time())
+        raylets = {process.pid: process for process, line in pairs if "raylet/raylet " in line and "--head" not in line}
+        # A raylet that starts a worker is there twice for a moment: the child has its command line at first.
+        children = {child.pid for raylet in raylets.values() for child in _children(raylet)}
+        return sorted((raylets[pid] for pid in raylets.keys() - children), key=lambda process: process.create_time())
 
     def actors(self) -> list[psutil.Process]:
         """Processes that hold the models, or begin to: Ray puts the name of the actor in place of the command line."""

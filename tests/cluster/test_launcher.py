@@ -17,7 +17,10 @@ GPU_ACTOR = {"CPU": 1, "GPU": 1}
 
 
 @pytest.fixture
-def config() -> dict[str, Any]:
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The file, in the home of a user who has made a token, which the file copies to the nodes."""
+    (tmp_path / ".ray").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
     return yaml.safe_load(PATH.read_text())
 
 

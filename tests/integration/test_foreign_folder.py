@@ -10,6 +10,8 @@ import pytest
 from medfocus.starter.phantoms import write_set
 from tests.integration.one_process import run_commands
 
+pytestmark = pytest.mark.commands
+
 SETTINGS = ["segment.points_per_side=2", "train.epochs=1", "train.folds=2", "evaluate.resamples=20"]
 NAMES = ("pipeline", "stages", "cluster", "starter", "tests", "benchmarks")
 

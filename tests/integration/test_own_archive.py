@@ -22,6 +22,8 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 from medfocus.starter.phantoms import write_set
 from tests.integration.one_process import run_commands
 
+pytestmark = pytest.mark.commands
+
 REPOSITORY = Path(__file__).parents[2]
 PATIENTS, LABELLED, LATE = 12, 8, 2
 SMALL = {"segment": {"points_per_side": 2}, "train": {"epochs": 1, "folds": 2}, "burned_in": {"ocr": "never"}}

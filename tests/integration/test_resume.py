@@ -13,6 +13,8 @@ import pytest
 
 from medfocus.starter.phantoms import write_set
 
+pytestmark = pytest.mark.commands
+
 COUNT, ROWS_PER_SHARD = 32, 4
 
 

@@ -152,6 +152,7 @@ def test_rows_that_the_archive_has_no_more_are_removed(
     with contextlib.suppress(Stopped):
         Output(StoppedLocation.after(steps, run.prefix), PREDICTIONS).begin(SETTINGS, version)
     assert record(tmp_path)["finished"] == (steps == 0)
+    caplog.clear()
     with caplog.at_level("INFO"):
         _, todo = output(tmp_path).begin(SETTINGS, version)
     assert todo == list(version.shards[1:]) and image_ids(tmp_path) == (["good-0"], ["bad-0"])

@@ -32,6 +32,9 @@ from tests.conftest import png
 PSEUDONYMS = Pseudonyms(b"k" * 32)
 BY_PATH, BY_PSEUDONYM = Naming(PSEUDONYMS, keep=True), Naming(PSEUDONYMS, keep=False)
 
+# Settings of calls that pack few files.
+PACK_SETTINGS = ["pack.rows_per_shard=4", "burned_in.ocr=never"]
+
 
 def pixels(seed: int, side: int = 16) -> np.ndarray:
     """A grey picture, uint8 [side, side], like that of no other seed."""

@@ -5,10 +5,9 @@ import io
 import struct
 import tarfile
 import tracemalloc
-import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,73 +18,13 @@ from medfocus.pipeline.config import StorageSection
 from medfocus.pipeline.data.storage import locate
 from medfocus.pipeline.ingest.containers import (
     FIRST_BYTES,
-    Limits,
     Member,
     RefusedMember,
     container_kind,
     members,
     open_members,
 )
-
-Files = Iterable[tuple[str, bytes]]
-NOISE = bytes(range(256)) * 20
-
-
-def zipped(files: Files, method: int = zipfile.ZIP_DEFLATED) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", method) as archive, warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a name that is there twice
-        for name, content in files:
-            archive.writestr(name, content)
-    return buffer.getvalue()
-
-
-def streamed_zip(files: Files) -> bytes:
-    """A zip whose sizes follow the data, as programs write that cannot go back."""
-
-    class Pipe(io.BytesIO):
-        def tell(self) -> int:
-            raise io.UnsupportedOperation
-
-    pipe = Pipe()
-    with zipfile.ZipFile(pipe, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in files:
-            archive.writestr(name, content)
-    return pipe.getvalue()
-
-
-def tarred(files: Files, mode: str = "w:", form: int = tarfile.PAX_FORMAT) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode=mode, format=form) as archive:  # type: ignore[call-overload]
-        for name, content in files:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return buffer.getvalue()
-
-
-def tar_gz(files: Files) -> bytes:
-    return tarred(files, "w:gz")
-
-
-PACKERS: dict[str, Callable[[Files], bytes]] = {
-    "zip": zipped,
-    "streamed zip": streamed_zip,
-    "tar": tarred,
-    "tar.gz": tar_gz,
-}
-
-
-def read(content: bytes, limits: Limits | None = None) -> list[tuple[str, bytes | str]]:
-    """Names with contents, or with the class of the error."""
-    found = open_members(io.BytesIO(content), limits=limits or Limits())
-    return [(name, part.error if isinstance(part, RefusedMember) else part) for name, part in found]
-
-
-def errors(content: bytes) -> dict[str, str]:
-    """The errors of listing an archive, by name."""
-    return {part.name: part.error for part in members(io.BytesIO(content)) if isinstance(part, RefusedMember)}
-
+from tests.pipeline.ingest.archives import NOISE, PACKERS, Files, errors, read, tar_gz, tarred, zipped
 
 PART = st.text(st.characters(exclude_characters="/\\:\0", exclude_categories=["Cs"]), min_size=1, max_size=12)
 NAME = st.lists(PART.filter(lambda part: part not in (".", "..")), min_size=1, max_size=3).map("/".join)
@@ -307,72 +246,6 @@ def test_memory_does_not_grow_with_the_members_of_a_tar() -> None:
     try:
         assert sum(1 for _ in members(io.BytesIO(content))) == 2000
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
-    finally:
-        tracemalloc.stop()
-
-
-def zeros_zip(size: int) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("zeros.png", "w") as file:
-        for _ in range(size >> 20):
-            file.write(bytes(1 << 20))
-        file.close()
-        archive.writestr("good.png", NOISE)
-    return buffer.getvalue()
-
-
-def test_a_bomb_is_refused_from_its_sizes_before_it_is_unpacked() -> None:
-    content = zeros_zip(80 << 20)
-    tracemalloc.start()
-    try:
-        assert read(content) == [("zeros.png", "DecompressionBomb"), ("good.png", NOISE)]
-        assert errors(content) == {"zeros.png": "DecompressionBomb"}
-        assert tracemalloc.get_traced_memory()[1] < 20 << 20
-    finally:
-        tracemalloc.stop()
-
-
-def test_a_bomb_that_lies_about_its_size_takes_no_memory() -> None:
-    content = bytearray(zeros_zip(80 << 20))
-    directory = content.index(b"PK\1\2")
-    content[22:26] = content[directory + 24 : directory + 28] = struct.pack("<I", 1000)
-    tracemalloc.start()
-    try:
-        assert read(bytes(content)) == [("zeros.png", "DamagedMember"), ("good.png", NOISE)]
-        assert read(bytes(content[:directory]))[0] == ("zeros.png", "DamagedMember")
-        assert tracemalloc.get_traced_memory()[1] < 20 << 20
-    finally:
-        tracemalloc.stop()
-
-
-@pytest.mark.parametrize("packer", PACKERS.values(), ids=PACKERS.keys())
-def test_bounds_hold_for_a_member_and_for_an_archive(packer: Callable[[Files], bytes]) -> None:
-    content = packer([(f"{index}.png", NOISE) for index in range(4)])
-    assert [part for _, part in read(content, Limits(member_bytes=100))] == ["DecompressionBomb"] * 4
-    assert [name for name, _ in read(content, Limits(archive_bytes=2 * len(NOISE)))] == ["0.png", "1.png", ""]
-    zeros = packer([(f"{index}.png", bytes(1 << 20)) for index in range(4)])
-    found = read(zeros, Limits(archive_ratio_from=0))
-    assert found == [("", "DecompressionBomb")] or packer is tarred
-
-
-def test_members_on_top_of_each_other_are_refused() -> None:
-    """Two entries of the directory name the same data."""
-    content = zipped([("a.png", NOISE)])
-    start, end = content.index(b"PK\1\2"), content.index(b"PK\5\6")
-    entry = content[start:end]
-    body = content[:start] + entry + entry.replace(b"a.png", b"b.png")
-    size = 2 * len(entry)
-    doubled = body + struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 2, 2, size, start, 0)
-    assert read(doubled) == [("a.png", NOISE), ("b.png", "DamagedMember")]
-
-
-def test_a_header_that_claims_a_long_name_takes_no_memory() -> None:
-    info = tarfile.TarInfo("a.png")
-    info.type, info.size = tarfile.XHDTYPE, 3 << 30
-    tracemalloc.start()
-    try:
-        assert read(info.tobuf(tarfile.USTAR_FORMAT) + NOISE) == [("", "Truncated")]
-        assert tracemalloc.get_traced_memory()[1] < 20 << 20
     finally:
         tracemalloc.stop()
 
