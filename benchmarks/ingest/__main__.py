@@ -30,6 +30,8 @@ from medfocus.pipeline.commands import pack
 from medfocus.pipeline.config import load_config
 
 _COLUMNS = ("pack", "seconds beside", "decoders alone", "of these", "pydicom", "dicom2jpg")
+# Images for each CPU that are packed before anything is measured.
+_WARM = 64
 MIN_RATIO, MAX_MIB, MAX_MEMORY_RATIO = 0.8, 500, 1.15
 
 
@@ -60,7 +62,8 @@ def compare_speeds(folder: Path, count: int) -> bool:
     print(f"| {count} images, {workload.SIDE} x {workload.SIDE} | {' | '.join(_COLUMNS)} |")
     print("|---" * (len(_COLUMNS) + 1) + "|")
     with connected(None, None):
-        seconds_to_pack(folder, workload.write_files(folder / "warm", "PNG, 8 bit", 8)[0].parent, 8)
+        workload.write_files(folder / "warm", "PNG, 8 bit", _WARM * cpus)
+        seconds_to_pack(folder, folder / "warm", _WARM * cpus)  # each CPU has a process from now on
         for number, name in enumerate(workload.FORMATS):
             paths = workload.write_files(folder / f"images-{number}", name, count)
             speed, seconds = pack_speed(folder, f"images-{number}", paths)
