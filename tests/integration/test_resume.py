@@ -63,6 +63,7 @@ def settings(root: Path) -> list[str]:
     return [part for key, value in keys.items() for part in ("--set", f"{key}={value}")]
 
 
+@pytest.mark.long  # two and a half minutes beside other tests
 def test_killed_embed_and_train_resume(packed: Path) -> None:
     shards, features = str(packed / "shards"), str(packed / "features")
     files = packed / "features" / "features"
