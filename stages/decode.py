@@ -4,7 +4,8 @@ To read another file format, add a module to ``stages.formats`` and an entry to 
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,46 @@ READERS: dict[str, Callable[[bytes, int], Picture]] = {
     media_types.JPEG_XL: read_jpeg_xl,
 }
 """The reader of each media type: from the bytes of a file and the limit of pixels to a picture."""
+
+
+def readable_media_type(content: bytes) -> str:
+    """The media type of an image that ``READERS`` reads, from its bytes.
+
+    Raises:
+        ImageError: Unsupported where the file is known and not read, Undecodable where it is not known.
+    """
+    media_type = media_type_of(content)
+    if media_type is None:
+        if other := media_types.other_kind_of(content):
+            raise ImageError("Unsupported", f"the file is {other}, which is not read; convert it to PNG or TIFF")
+        raise ImageError("Undecodable", "the bytes are of no known kind of image")
+    if media_type in media_types.NOT_READ:
+        name = media_types.NOT_READ[media_type]
+        raise ImageError("Unsupported", f"{name} images are not read; convert them to PNG or TIFF")
+    return media_type
+
+
+@contextmanager
+def failing(batch: Batch, row: int, stage: str) -> Iterator[None]:
+    """Mark a row as failed if its image cannot be decoded inside the block. Warnings are dropped.
+
+    Args:
+        batch: the batch, with failure columns that may be written.
+        row: index of the row.
+        stage: name of the stage.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's warnings may quote metadata
+        try:
+            yield
+        except ImageError as error:
+            fail(batch, row, stage, error.kind, str(error))
+        except MemoryError:
+            text = "there was not enough memory to decode the image; give the process more, and try it again"
+            fail(batch, row, stage, "OutOfMemory", text)
+        except Exception as error:  # decoders raise errors of any class on damaged bytes
+            text = f"the file is damaged in a way that its decoder does not expect ({type(error).__name__})"
+            fail(batch, row, stage, "Undecodable", text)
 
 
 class Decode:
@@ -129,22 +170,12 @@ class Decode:
         windows = batch.get("window")
         images: list[np.ndarray | None] = [None] * rows
         height, width = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's warnings may quote metadata
-            for row in well(out):
-                try:
-                    window = windows[row] if windows is not None and np.size(windows[row]) == 2 else None
-                    picture = self._read(batch["image"][row], batch["media_type"][row], window)
-                    width[row], height[row] = picture.size
-                    images[row] = picture.square(self.size)
-                except ImageError as error:
-                    fail(out, row, "decode", error.kind, str(error))
-                except MemoryError:
-                    text = "there was not enough memory to decode the image; give the process more, and try it again"
-                    fail(out, row, "decode", "OutOfMemory", text)
-                except Exception as error:  # decoders raise errors of any class on damaged bytes
-                    text = f"the file is damaged in a way that its decoder does not expect ({type(error).__name__})"
-                    fail(out, row, "decode", "Undecodable", text)
+        for row in well(out):
+            window = windows[row] if windows is not None and np.size(windows[row]) == 2 else None
+            with failing(out, row, "decode"):
+                picture = self._read(batch["image"][row], batch["media_type"][row], window)
+                width[row], height[row] = picture.size
+                images[row] = picture.square(self.size)
         channels = max((image.shape[2] for image in images if image is not None), default=1)
         pixels = np.zeros((rows, self.size, self.size, channels), np.uint8)
         for row, image in enumerate(images):
@@ -156,14 +187,7 @@ class Decode:
         """Decode one file; raises ImageError."""
         if not content:
             raise ImageError("EmptyImage", "the image has no bytes")
-        actual = media_type_of(content)
-        if actual is None:
-            if other := media_types.other_kind_of(content):
-                raise ImageError("Unsupported", f"the file is {other}, which is not read; convert it to PNG or TIFF")
-            raise ImageError("Undecodable", "the bytes are of no known kind of image")
-        if actual in media_types.NOT_READ:
-            name = media_types.NOT_READ[actual]
-            raise ImageError("Unsupported", f"{name} images are not read; convert them to PNG or TIFF")
+        actual = readable_media_type(content)
         if actual != media_type:
             raise ImageError("WrongMediaType", f"the bytes are {actual}, the row says {media_type}")
         if window is not None and actual == media_types.PNG:

@@ -14,12 +14,13 @@ from medfocus.pipeline.identity.describe import Identity, describe
 from medfocus.pipeline.ingest.items import DICOM, NIFTI, Item, Naming
 from medfocus.pipeline.ingest.source import EMPTY
 from medfocus.stages import dicom
-from medfocus.stages.batch import Batch, fail, well
+from medfocus.stages.batch import Batch, well
 from medfocus.stages.burned_in import BurnedInText
-from medfocus.stages.decode import READERS, media_type_of
+from medfocus.stages.decode import READERS, failing, readable_media_type
 from medfocus.stages.dicom import Display, Frame, FrameChoice
 from medfocus.stages.formats import media_types, nifti
 from medfocus.stages.formats.encode import encode_png
+from medfocus.stages.formats.levels import Levels
 from medfocus.stages.formats.picture import ImageError
 from medfocus.stages.formats.strip import hides_pixels, without_metadata
 from medfocus.stages.likeness import perceptual_hash, pixels_digest
@@ -53,7 +54,7 @@ class Convert:
 
     Columns taken:
         item: ``Item`` [N].
-        content: bytes [N], or an ImageError that has kept the content from being read.
+        content: bytes [N], of rows that have not failed.
         source_uri: str [N].
 
     Columns added:
@@ -79,16 +80,8 @@ class Convert:
         rows[:] = [[] for _ in rows]
         for place in well(batch):
             item, content = batch["item"][place], batch["content"][place]
-            try:
+            with failing(batch, place, "pack"):
                 rows[place] = list(self.rows(item, content, batch["source_uri"][place]))
-            except ImageError as error:
-                fail(batch, place, "pack", error.kind, str(error))
-            except MemoryError:
-                text = "there was not enough memory to decode the image; give the process more, and try it again"
-                fail(batch, place, "pack", "OutOfMemory", text)
-            except Exception as error:  # decoders raise errors of any class on damaged bytes
-                text = f"the file is damaged in a way that its decoder does not expect ({type(error).__name__})"
-                fail(batch, place, "pack", "Undecodable", text)
         return batch | {"rows": rows}
 
     def rows(self, item: Item, content: bytes, uri: str) -> Iterator[dict[str, Any]]:
@@ -143,9 +136,7 @@ class Convert:
         }
 
     def _picture_row(self, item: Item, content: bytes, uri: str) -> dict[str, Any]:
-        media_type = media_type_of(content)
-        if media_type not in READERS:
-            raise _unknown(content, media_type)
+        media_type = readable_media_type(content)
         picture = READERS[media_type](content, self.settings.display.max_pixels)
         pixels = picture.upright()
         finding = self.burned_in.check(pixels, None)
@@ -176,16 +167,5 @@ def _shown(frame: Frame) -> np.ndarray:
     """The pixels of a frame as a viewer shows them, uint8 [H, W] or [H, W, 3]."""
     if frame.window is None:
         return frame.pixels
-    centre, width = frame.window
-    table = np.clip((np.arange(1 << 16) - centre) / width + 0.5, 0, 1)
-    return np.rint(table * 255).astype(np.uint8)[frame.pixels]
-
-
-def _unknown(content: bytes, media_type: str | None) -> ImageError:
-    """The error for bytes that no reader takes."""
-    if media_type is not None:
-        name = media_types.NOT_READ[media_type]
-        return ImageError("Unsupported", f"{name} images are not read; convert them to PNG or TIFF")
-    if other := media_types.other_kind_of(content):
-        return ImageError("Unsupported", f"the file is {other}, which is not read; convert it to PNG or TIFF")
-    return ImageError("Undecodable", "the bytes are of no known kind of image")
+    table = Levels(np.arange(1 << 16, dtype=np.float64), frame.window, None).bytes()
+    return table[frame.pixels]
