@@ -3,11 +3,9 @@
 import subprocess
 import sys
 from pathlib import Path
-from time import sleep
-
-import psutil
 
 from benchmarks.ingest import workload
+from benchmarks.memory import peaks
 
 _SIDE = 32
 
@@ -19,11 +17,7 @@ def peak_of_driver(folder: Path, count: int) -> int:
     for number in range(count):
         (images / f"{number:06d}.dcm").write_bytes(workload.dicom(number, side=_SIDE))
     call = ["pack", str(images), str(folder / f"small-shards-{count}"), "--set", f"work={folder / 'work'}", "--quiet"]
-    process = subprocess.Popen([sys.executable, "-m", "medfocus", *call], stdout=subprocess.DEVNULL)
-    driver, peak = psutil.Process(process.pid), 0
-    while process.poll() is None:
-        memory = driver.memory_info()
-        peak = max(peak, memory.rss - memory.shared)
-        sleep(0.25)
+    process = subprocess.Popen([sys.executable, "-m", "medfocus", *call], stdout=subprocess.DEVNULL, text=True)
+    highest = peaks(process)
     assert process.returncode == 0, process.returncode
-    return peak >> 20
+    return highest["driver"] >> 20

@@ -23,6 +23,7 @@ from medfocus.pipeline.evaluation.predictions import evaluation_set, read_predic
 from medfocus.pipeline.evaluation.truth import Naming, read_truth
 from medfocus.pipeline.identity.key import find_key
 from medfocus.pipeline.identity.pseudonyms import Pseudonyms, pseudonym_of
+from medfocus.pipeline.ingest import items
 from medfocus.pipeline.labels.class_mapping import ClassMapping, read_class_mapping
 from medfocus.pipeline.tracking import runs
 
@@ -92,11 +93,9 @@ def _naming(config: Config) -> Naming:
     if key is None:  # a new one would give the pseudonyms of no archive
         return Naming(mapping=mapping)
     pseudonyms = Pseudonyms(key)
+    names = items.Naming(pseudonyms, keep=False)
     return Naming(
-        lambda kind, text: pseudonym_of(pseudonyms, kind, text),
-        lambda path: [pseudonyms.of("path", path)],
-        lambda image: re.split("[~-]", image)[0],
-        mapping,
+        lambda kind, text: pseudonym_of(pseudonyms, kind, text), lambda path: [names.item(path)], items.item_of, mapping
     )
 
 

@@ -98,13 +98,13 @@ def run(
             labelling.set_first_days(catalog)
         with runs.run("pack", config) as active:
             totals = _pack(catalog, history, origin, target, naming, config, int(resources.get("CPU", 1)))
-            quarantine.write(target, catalog, naming, origin)
+            refused = quarantine.write(target, catalog, naming, origin)
             manifest = _commit(history, target, current, naming, config)
             if mapping is not None:
                 write_mapping(mapping, originals_of(catalog), naming.pseudonyms)
             if audit is not None:
                 audit_of(catalog).write(audit)
-            summary = _summary(manifest, catalog, totals, naming)
+            summary = _summary(manifest, totals, refused)
             runs.log_dataset("shards", manifest.digest, "pack")
             runs.log_metrics(summary)
             if summary["quarantined"]:
@@ -201,22 +201,20 @@ def _commit(history: History, target: Location, current: Manifest | None, naming
             f"{target.uri}: {missing} of {len(shards)} shards were written and are not there; check that all nodes"
             " write to the same place"
         )
-    if current is not None and sorted(current.shards, key=lambda shard: shard.name) == sorted(
-        shards, key=lambda shard: shard.name
-    ):
+    if current is not None and list(current.shards) == sorted(shards, key=lambda shard: shard.name):
         event("nothing is new", manifest_version=current.version)
         return current
     return write_manifest(target, shards, earlier=current, key_fingerprint=naming.fingerprint)
 
 
-def _summary(manifest: Manifest, catalog: Catalog, totals: PackTotals, naming: Naming) -> dict[str, Any]:
+def _summary(manifest: Manifest, totals: PackTotals, refused: int) -> dict[str, Any]:
     """The figures of a run."""
     return {
         "rows": manifest.rows,
         "shards": len(manifest.shards),
         "packed": totals.rows,
         "labelled": sum(shard.labelled or 0 for shard in manifest.shards),
-        "quarantined": _refused(catalog, naming).total(),
+        "quarantined": refused,
         "left_out": sum(len(shard.replaced) for shard in manifest.shards),
         "bytes": sum(shard.bytes for shard in manifest.shards),
         "manifest_version": manifest.version,

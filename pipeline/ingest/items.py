@@ -99,6 +99,11 @@ class Item:
         return f"{self.item}{revision}" if frame is None else f"{self.item}{revision}-{frame}"
 
 
+def item_of(image_id: str) -> str:
+    """The item of an image, where items are named by pseudonyms, from what ``Item.image_id`` writes."""
+    return re.split("[~-]", image_id)[0]
+
+
 def revision_of(item: str, image_id: str | None) -> int:
     """The revision in an ``image_id`` of an item, as ``Item.image_id`` writes it; 0 where there is none."""
     match = re.match(r"~(\d+)", (image_id or "").removeprefix(item))

@@ -87,7 +87,7 @@ def _label_by_folders(catalog: Catalog, mapping: ClassMapping, config: Config) -
     folders: Counter[str] = Counter()
     if config.labels.folders != "never":
         for name, count in catalog.query(_IMAGES_OF_FILES):
-            folders[decoded(name).rpartition("/")[0]] += count
+            folders[_folder(name)] += count
     names = list(folders)
     found = folder_classes([f"{name}/image" if name else "image" for name in names], list(folders.values()))
     if config.labels.folders == "auto" and _may_name_people(catalog, found):
@@ -100,11 +100,16 @@ def _label_by_folders(catalog: Catalog, mapping: ClassMapping, config: Config) -
     if config.labels.mapping is not None:
         mapping.log(found.classes)
     classes = dict(zip(names, map(mapping, found.classes), strict=True))
-    rows = ((classes.get(decoded(name).rpartition("/")[0]), number) for number, name in catalog.query(_FILES))
+    files = catalog.query("SELECT number, name FROM files")
+    rows = ((classes.get(_folder(name)), number) for number, name in files)
     catalog.run_each("UPDATE items SET label = ? WHERE file = ?", (row for row in rows if row[0] is not None))
 
 
-_FILES = "SELECT number, name FROM files"
+def _folder(name: bytes) -> str:
+    """The folder of a file of the catalog, as readable text."""
+    return decoded(name).rpartition("/")[0]
+
+
 _IMAGES_OF_FILES = (
     "SELECT name, count(*) FROM files JOIN items ON items.file = files.number WHERE outcome IS NULL GROUP BY name"
 )

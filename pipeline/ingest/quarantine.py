@@ -11,8 +11,8 @@ from medfocus.pipeline.ingest.items import Naming
 _FILE = "pack.parquet"
 
 
-def write(target: Location, catalog: Catalog, naming: Naming, origin: Location) -> None:
-    """Write the files that cannot be packed. Where there are none, remove the file of an earlier call."""
+def write(target: Location, catalog: Catalog, naming: Naming, origin: Location) -> int:
+    """Write the files that cannot be packed; their number. Where there are none, remove the file of an earlier call."""
     file = target / QUARANTINE / _FILE
     rows = [
         {
@@ -28,3 +28,4 @@ def write(target: Location, catalog: Catalog, naming: Naming, origin: Location) 
         file.write(records.encode(pa.Table.from_pylist(rows, schema=records.QUARANTINE)))
     else:
         file.delete()
+    return len(rows)

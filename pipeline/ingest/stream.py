@@ -25,13 +25,11 @@ class PackTotals:
     Args:
         rows: rows written.
         refused: items that are in quarantine.
-        portions: portions committed.
         not_looked_at: images that are not DICOM, in which no text was looked for.
     """
 
     rows: int = 0
     refused: int = 0
-    portions: int = 0
     not_looked_at: int = 0
 
 
@@ -59,7 +57,6 @@ def pack_portions(catalog: Catalog, packer: Packer, cpus: int, counter: Progress
             totals.rows += result["rows"]
             totals.refused += result["refused"]
             totals.not_looked_at += result["not_looked_at"]
-            totals.portions += 1
             counter.add(result["items"], result["refused"])
     return totals
 

@@ -6,10 +6,9 @@ known when they are divided into splits.
 
 import io
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import pyarrow as pa
@@ -70,12 +69,12 @@ class Surveyor:
         audit = Audit()
         with ThreadPoolExecutor(_READERS) as readers:
             results = list(readers.map(lambda file: list(self._survey(file, audit)), files.to_pylist()))
-        rows = [asdict(row) for result in results for row in result]
+        rows = [vars(row) for result in results for row in result]
         return pa.table(
             {
                 "numbers": pa.array([files["number"].to_pylist()], pa.list_(pa.int64())),
                 "rows": pa.array([rows], pa.list_(_ROW)),
-                "audit": [json.dumps(vars(audit))],
+                "audit": [audit.to_json()],
             }
         )
 
@@ -84,7 +83,8 @@ class Surveyor:
         number, name, size = file["number"], file["name"].decode("utf-8", "surrogateescape"), file["size"]
         location = self.origin / name
         if not size:
-            yield self._other(number, name, size, EMPTY if has_image_suffix(name) else None)
+            refusal = EMPTY if has_image_suffix(name) else (NOT_AN_IMAGE, None)
+            yield SurveyRow(number, "", 0, size, UNKNOWN, *refusal)
             return
         try:
             first = read_with_retries(location, _FIRST_BYTES)
@@ -119,31 +119,27 @@ class Surveyor:
                     yield self._picture(row, name, content)
                     continue
                 try:
-                    yield self._dicom(_with(row, kind=DICOM), dicom.read_header(io.BytesIO(content)), audit)
+                    yield self._dicom(replace(row, kind=DICOM), dicom.read_header(io.BytesIO(content)), audit)
                 except ImageError as error:
-                    yield _with(row, kind=DICOM, outcome=error.kind, message=str(error))
+                    yield replace(row, kind=DICOM, outcome=error.kind, message=str(error))
 
     def _dicom(self, row: SurveyRow, header: Any, audit: Audit) -> SurveyRow:
         """The row of a DICOM object."""
         audit.add(header)
         if kind := dicom.not_an_image(header):
-            return _with(row, outcome=NOT_AN_IMAGE, message=f"DICOM {kind}")
+            return replace(row, outcome=NOT_AN_IMAGE, message=f"DICOM {kind}")
         identity = describe(header, self.pseudonyms)
         original = json.dumps(asdict(original_of("", "", header))) if self.with_originals else None
-        return _with(row, **_ids(identity), original=original)
+        return replace(row, **_ids(identity), original=original)
 
     def _picture(self, row: SurveyRow, name: str, first: bytes) -> SurveyRow:
         """The row of a file that is not DICOM."""
         if nifti.is_nifti(first):
-            return _with(row, kind=NIFTI)
+            return replace(row, kind=NIFTI)
         media_type = media_type_of(first)
         if media_type or first.startswith(_LONG_HEADERS):
-            return _with(row, kind=media_type or UNKNOWN)
-        return row if has_image_suffix(name) else _with(row, outcome=NOT_AN_IMAGE)
-
-    def _other(self, number: int, name: str, size: int, refusal: tuple[str, str] | None) -> SurveyRow:
-        outcome, message = refusal or (NOT_AN_IMAGE, None)
-        return SurveyRow(number, "", 0, size, UNKNOWN, outcome, message)
+            return replace(row, kind=media_type or UNKNOWN)
+        return row if has_image_suffix(name) else replace(row, outcome=NOT_AN_IMAGE)
 
 
 def survey(catalog: Catalog, surveyor: Surveyor) -> None:
@@ -164,8 +160,7 @@ def audit_of(catalog: Catalog) -> Audit:
     """The audit of all headers of a catalog."""
     audit = Audit()
     for (text,) in catalog.query("SELECT counts FROM audits"):
-        counts = json.loads(text)
-        audit.merge(Audit(counts["objects"], Counter(counts["removed"]), Counter(counts["released"])))
+        audit.merge(Audit.from_json(text))
     return audit
 
 
@@ -182,16 +177,12 @@ def _is_document(first: bytes) -> bool:
 
 def _header(first: bytes, size: int, whole: Callable[[], bytes]) -> Any:
     """The header of a DICOM file, from its first bytes where these suffice."""
-    if size <= len(first):
-        return dicom.read_header(io.BytesIO(first))
     try:
         return dicom.read_header(io.BytesIO(first))
     except ImageError:
+        if size <= len(first):
+            raise
         return dicom.read_header(io.BytesIO(whole()))
-
-
-def _with(row: SurveyRow, **changes: Any) -> SurveyRow:
-    return SurveyRow(**(asdict(row) | changes))
 
 
 def _ids(identity: Identity) -> dict[str, Any]:

@@ -1,8 +1,6 @@
 """Small archives of images, and ``pack`` without Ray: its tasks run in the process of the test."""
 
 import io
-import tarfile
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from medfocus.pipeline.ingest.source import LeftOut, walk_source
 from medfocus.pipeline.ingest.stream import PackTotals, portions_of
 from medfocus.pipeline.ingest.survey import Surveyor
 from tests.conftest import png
+from tests.pipeline.ingest import archives
 
 PSEUDONYMS = Pseudonyms(b"k" * 32)
 BY_PATH, BY_PSEUDONYM = Naming(PSEUDONYMS, keep=True), Naming(PSEUDONYMS, keep=False)
@@ -93,22 +92,12 @@ def volume(seed: int, slices: int) -> bytes:
 
 def zipped(members: Mapping[str, bytes]) -> bytes:
     """A zip of members by name."""
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, member in members.items():
-            archive.writestr(name, member)
-    return content.getvalue()
+    return archives.zipped(members.items())
 
 
 def tar_gz(members: Mapping[str, bytes]) -> bytes:
     """A tar.gz of members by name."""
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w:gz") as archive:
-        for name, member in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(member)
-            archive.addfile(info, io.BytesIO(member))
-    return content.getvalue()
+    return archives.tar_gz(members.items())
 
 
 def write(path: Path, content: bytes | None = None) -> Path:
@@ -160,7 +149,6 @@ def pack_here(catalog: Catalog, packer: Packer, cpus: int, counter: Any) -> Pack
     for portion in portions_of(catalog, packer.section.rows_per_shard, packer.section.bytes_per_shard):
         done = packer.pack(portion)
         totals.rows, totals.refused = totals.rows + done["rows"], totals.refused + done["refused"]
-        totals.portions += 1
     return totals
 
 
