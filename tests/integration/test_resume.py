@@ -63,7 +63,6 @@ def settings(root: Path) -> list[str]:
     return [part for key, value in keys.items() for part in ("--set", f"{key}={value}")]
 
 
-@pytest.mark.long  # two and a half minutes beside other tests
 def test_killed_embed_and_train_resume(packed: Path) -> None:
     shards, features = str(packed / "shards"), str(packed / "features")
     files = packed / "features" / "features"
@@ -77,7 +76,9 @@ def test_killed_embed_and_train_resume(packed: Path) -> None:
 
     training = ["train", features, *settings(packed), "--set", "train.epochs=4", "--set", "train.folds=2"]
     folder = packed / "features" / "training"
-    kill_when(lambda: len(list(folder.glob("*/checkpoint_*/state.json"))) >= 2, *training)
+    # Ray notes a checkpoint up to two seconds after it is there; what it has not noted is trained again.
+    notes = "*/checkpoint_manager_snapshot.json"
+    kill_when(lambda: any("checkpoint_20" in file.read_text() for file in folder.glob(notes)), *training)
     trained = result(*training)
     assert 1 <= trained["resumed_epochs"] < 4 + 4 + trained["epochs"] and trained["held_out_rows"] == COUNT
     assert trained["model_uri"] == "models:/medfocus/1"
